@@ -1,0 +1,33 @@
+"""What every test starts from: one torch thread, no display, and Hypothesis without chance or clock."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("noisesam", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("noisesam")
+
+
+def pytest_report_header() -> str:
+    """Say whether the tests on data sets that are not bundled can run; where the data lies is nobody's business."""
+    given = "set: tests on data sets on disk run" if os.environ.get("NOISESAM_DATA") else "not set: bundled data only"
+    return f"NOISESAM_DATA is {given}"
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_closed():
+    """A test that draws leaves no figure open for the next one (matplotlib warns at twenty)."""
+    yield
+    import sys
+
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None:
+        pyplot.close("all")
