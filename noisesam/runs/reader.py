@@ -1,0 +1,171 @@
+"""Reading one run. A run is data, possibly a stranger's: nothing in it is executed, unpickled or followed elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from noisesam.errors import RunError
+from noisesam.runs import tables
+from noisesam.runs.checkpoints import Checkpoint, committed_steps, read_checkpoint
+from noisesam.runs.files import MANIFEST_LIMIT, read_json
+from noisesam.runs.manifest import validate_manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a saved run: the file, what is wrong with it, and what to do."""
+
+    file: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+def problem_of(path: Path, error: RunError) -> Problem:
+    """Turn the error that a file raised into a problem."""
+    message = error.given.rstrip(".") + "."
+    if error.expected:
+        message += f" Expected {error.expected.rstrip('.')}."
+    return Problem(str(path), message, error.remedy.rstrip(".") + "." if error.remedy else "")
+
+
+class Run:
+    """One saved run, read lazily. Open it with `noisesam.open_run`.
+
+    A part that cannot be read is left out and listed in `problems`; with `strict` it raises instead.
+
+    Attributes:
+        path: Its directory.
+        manifest: The content of manifest.json.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], *, strict: bool = False) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._strict = strict
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r}, {self.status}, {str(self.path)!r})"
+
+    @property
+    def id(self) -> str:
+        """Method, seed and the beginning of the configuration's hash; equal for equal configurations."""
+        return self.manifest["id"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration, a copy of the manifest's."""
+        return copy.deepcopy(self.manifest["configuration"])
+
+    @property
+    def status(self) -> str:
+        """One of running, finished, failed; a killed run stays `running`."""
+        return self.manifest["status"]
+
+    @property
+    def seed(self) -> int:
+        """The root seed of the configuration."""
+        seed = self.manifest["configuration"].get("seed", 0)
+        return seed if isinstance(seed, int) else 0
+
+    @property
+    def method(self) -> str:
+        """The name of the method, as in `noisesam.methods.names`."""
+        method = self.manifest["configuration"].get("method", {})
+        return str(method.get("name", "")) if isinstance(method, dict) else str(method)
+
+    @property
+    def setting_hash(self) -> str:
+        """The hash of the configuration without its seed."""
+        return self.manifest["setting_hash"]
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """The tidy table: step, epoch, split, group, metric, value; sorted by step. A copy: change it as you like."""
+        return self._metrics[0].copy()
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """One row per tracked example and step, the columns of `schema.EXAMPLES_COLUMNS` first. A copy."""
+        return self._examples[0].copy()
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What could not be read of the two tables; `verify` looks deeper."""
+        return [*self._metrics[1], *self._examples[1]]
+
+    @property
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the checkpoints that were written in full, in order."""
+        return committed_steps(self.path)
+
+    def checkpoint(self, step: int | None = None) -> Checkpoint:
+        """Read a checkpoint, the newest by default, checked against its SHA-256. Loads torch.
+
+        Raises:
+            RunError: There is none (at this step), or it is damaged.
+        """
+        return read_checkpoint(self.path, step)
+
+    @functools.cached_property
+    def _metrics(self) -> tuple[pd.DataFrame, list[Problem]]:
+        return self._read("metrics")
+
+    @functools.cached_property
+    def _examples(self) -> tuple[pd.DataFrame, list[Problem]]:
+        return self._read("examples")
+
+    def _read(self, table: str) -> tuple[pd.DataFrame, list[Problem]]:
+        contents, problems = [], []
+        for _, path in tables.parts(self.path / table):
+            try:
+                contents.append(tables.read_part(self.path, path, table))
+            except RunError as error:
+                if self._strict:
+                    raise
+                problems.append(problem_of(path, error))
+        return tables.join_parts(table, contents), problems
+
+
+def open_run(path: str | Path, *, strict: bool = False) -> Run:
+    """Open one saved run. Needs no torch.
+
+    Args:
+        path: The directory that holds manifest.json.
+        strict: Raise at the first part that cannot be read, instead of listing it in `problems`.
+
+    Returns:
+        The run; its tables are read when they are asked for.
+
+    Raises:
+        RunError: No run there, or a manifest that is damaged or of a newer noisesam.
+
+    Example:
+        >>> open_run("no/such/place")
+        Traceback (most recent call last):
+            ...
+        noisesam.errors.RunError: no/such/place does not exist. Expected the directory of a run. Check the path.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise RunError(f"{root} does not exist", expected="the directory of a run", remedy="Check the path")
+    if not root.is_dir():
+        raise RunError(
+            f"{root} is a file", expected="the directory of a run", remedy="Name the directory that holds manifest.json"
+        )
+    file = root / "manifest.json"
+    if not file.exists() and not file.is_symlink():
+        below = next(root.glob("*/manifest.json"), None)
+        remedy = "Use open_runs for a folder of runs" if below else "Name the directory that holds manifest.json"
+        raise RunError(f"{root} is not a run: it has no manifest.json", expected="the directory of a run", remedy=remedy)
+    manifest = read_json(root, file, limit=MANIFEST_LIMIT)
+    validate_manifest(manifest, file)
+    return Run(root, manifest, strict=strict)

@@ -1,0 +1,142 @@
+"""Looking at every byte of a saved run."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pandas as pd
+
+from noisesam.errors import RunError
+from noisesam.runs import tables
+from noisesam.runs.checkpoints import checkpoint_files, checkpoint_paths, read_payload
+from noisesam.runs.files import digest_file, inside
+from noisesam.runs.manifest import configuration_hash, setting_hash
+from noisesam.runs.reader import Problem, Run, open_run, problem_of
+from noisesam.runs.schema import GROUPS, SPLITS
+
+
+def verify(path: str | Path) -> list[Problem]:
+    """Check a saved run in full: manifest and hashes, every part, every checkpoint, and that no stretch is missing.
+
+    Args:
+        path: The directory of the run.
+
+    Returns:
+        What is wrong, with its file and remedy; empty if nothing is.
+
+    Example:
+        >>> [problem.message for problem in verify("no/such/place")]
+        ['no/such/place does not exist. Expected the directory of a run.']
+    """
+    root = Path(path)
+    try:
+        run = open_run(root)
+    except RunError as error:
+        return [problem_of(root / "manifest.json", error)]
+    return [*_manifest(run), *_parts(run), *_rows(run), *_gaps(run), *_checkpoints(run)]
+
+
+def _manifest(run: Run) -> list[Problem]:
+    file = run.path / "manifest.json"
+    identity = run.manifest.get("data_file")
+    identity = identity if isinstance(identity, dict) else None
+    problems = []
+    for key, compute in (("configuration_hash", configuration_hash), ("setting_hash", setting_hash)):
+        try:
+            matches = compute(run.manifest["configuration"], identity) == run.manifest[key]
+        except (TypeError, ValueError):
+            matches = False
+        if not matches:
+            message = f"{file}: {key} does not match the configuration; one of them was changed."
+            problems.append(Problem(str(file), message, "Restore the manifest from a copy of the run."))
+    return problems
+
+
+def _parts(run: Run) -> list[Problem]:
+    problems = run.problems
+    broken = {problem.file for problem in problems}
+    sealed = run.manifest.get("parts", {})
+    sealed = sealed if isinstance(sealed, dict) else {}
+    present = {f"{table}/{path.name}": path for table in tables.COLUMNS for _, path in tables.parts(run.path / table)}
+    remedy = "Restore the part from a copy of the run, or delete the run and train it again."
+    for name, path in present.items():
+        if str(path) in broken:
+            continue
+        if run.status == "finished" and name not in sealed:
+            problems.append(Problem(str(path), f"{path} was added after the run had finished.", "Delete it."))
+        elif name in sealed and digest_file(inside(run.path, path)) != sealed[name]:
+            problems.append(Problem(str(path), f"{path} does not match its checksum in the manifest.", remedy))
+    for name in sealed:
+        if name not in present:
+            file = run.path / "manifest.json"
+            problems.append(Problem(str(file), f"{file} lists the part {name!r}, which is missing.", remedy))
+    return problems
+
+
+def _rows(run: Run) -> list[Problem]:
+    """Check that each part holds only rows of its own stretch, and only splits and groups of the schema."""
+    problems = []
+    for table in tables.COLUMNS:
+        before = -1
+        for step, path in tables.parts(run.path / table):
+            try:
+                steps = tables.read_part(run.path, path, table).column("step").to_pandas()
+            except RunError:
+                before = step
+                continue
+            if len(steps) and (steps.max() > step or steps.min() < before):
+                span = f"steps {steps.min()} to {steps.max()}"
+                message = f"{path} holds {span}, outside its stretch from {max(before, 0)} to {step}."
+                problems.append(Problem(str(path), message, "Restore the part from a copy of the run."))
+            before = step
+    for column, known in (("split", SPLITS), ("group", GROUPS)):
+        unknown = sorted(set(run.metrics[column].unique()) - set(known))
+        if unknown:
+            message = f"{run.path / 'metrics'} holds the {column} {unknown[0]!r}. Expected one of: {', '.join(known)}."
+            problems.append(Problem(str(run.path / "metrics"), message, "Write the run again with this version of noisesam."))
+    return problems
+
+
+def _gaps(run: Run) -> list[Problem]:
+    """Check that evaluations follow each other as the configuration says, to the end of a finished run."""
+    config = run.manifest["configuration"]
+    every = _number(config, "tracking", "evaluate_every")
+    epochs = _number(config, "training", "epochs")
+    metrics = run.metrics
+    chosen = (metrics["metric"] == "accuracy") & (metrics["group"] == "all")
+    times = pd.Series(metrics.loc[chosen, "epoch"].unique()).sort_values().tolist()
+    if every is None or not times:
+        return []
+    ends = [*times, epochs] if run.status == "finished" and epochs is not None else times
+    folder = run.path / "metrics"
+    return [
+        Problem(
+            str(folder),
+            f"{folder} has no evaluation between the epochs {first:g} and {second:g}; one is due every {every:g}.",
+            "Restore the missing part from a copy of the run, or delete the run and train it again.",
+        )
+        for first, second in itertools.pairwise(ends)
+        if second - first > every + 1e-6
+    ]
+
+
+def _number(config: dict, section: str, key: str) -> float | None:
+    part = config.get(section)
+    value = part.get(key) if isinstance(part, dict) else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _checkpoints(run: Run) -> list[Problem]:
+    problems = []
+    for step in run.checkpoint_steps:
+        try:
+            read_payload(run.path, step)
+        except RunError as error:
+            problems.append(problem_of(checkpoint_paths(run.path, step)[0], error))
+    for path in checkpoint_files(run.path):
+        partner = path.with_suffix(".json" if path.suffix == ".safetensors" else ".safetensors")
+        if not partner.exists():
+            message = f"{path} has no {partner.name} beside it: the checkpoint was not committed."
+            problems.append(Problem(str(path), message, "Resume the run, or delete the file."))
+    return problems
