@@ -1,1 +1,7 @@
-"""To be filled."""
+"""Per-example gradients, their split into logit scale and Jacobian, and the equation that all methods share."""
+
+from noisesam.gradients.decomposition import GradientDecomposition, decompose, per_example_gradients
+from noisesam.gradients.losses import Loss, resolve
+from noisesam.gradients.mixed_point import mixed_point_gradient
+
+__all__ = ["GradientDecomposition", "Loss", "decompose", "mixed_point_gradient", "per_example_gradients", "resolve"]

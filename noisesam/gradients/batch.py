@@ -1,0 +1,147 @@
+"""A batch as the model takes it: a tensor, a tuple or a dict, the first axis being the example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from noisesam.errors import InputError
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Return model(inputs), model(*inputs) or model(**inputs), checked to be one tensor with the examples first."""
+    try:
+        if isinstance(inputs, Tensor):
+            output = model(inputs)
+        elif isinstance(inputs, dict):
+            output = model(**inputs)
+        else:
+            output = model(*inputs)
+    except (RuntimeError, TypeError, ValueError) as error:
+        integers = sorted({str(t.dtype) for t in _tensors(inputs) if not (t.is_floating_point() or t.is_complex())})
+        if integers and "mat1 and mat2 must have the same dtype" in str(error) or integers and "Input type" in str(error):
+            raise InputError(
+                f"Inputs of dtype {', '.join(integers)} to a model that computes in floating point",
+                expected=f"inputs of dtype {next((str(p.dtype) for p in model.parameters()), 'torch.float32')}",
+                remedy="Convert them first, for images inputs.float() / 255.",
+            ) from error
+        raise
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"The model returned {type(output).__name__}",
+            expected="one tensor of logits, shape (n, ...)",
+            remedy="Wrap the model so that it returns its logits.",
+        )
+    return output
+
+
+def batch_size(inputs: Inputs) -> int:
+    """Return the number of examples: the first axis that all tensors of the inputs share."""
+    sizes = {t.shape[0] for t in _tensors(inputs) if t.dim()}
+    if len(sizes) != 1:
+        raise InputError(
+            f"Inputs whose first axes are {sorted(sizes)}" if sizes else "Inputs without a tensor that has an example axis",
+            expected="one number of examples, as the first axis of every input tensor",
+        )
+    size = sizes.pop()
+    if size == 0:
+        raise InputError("An empty batch", expected="at least one example")
+    return size
+
+
+def take(inputs: Inputs, rows: slice | Tensor) -> Inputs:
+    """Return the inputs of some examples; what is not a tensor, or has no axis, belongs to all of them."""
+    if isinstance(inputs, Tensor):
+        return inputs[rows]
+    if isinstance(inputs, dict):
+        return {name: _take_one(value, rows) for name, value in inputs.items()}
+    return tuple(_take_one(value, rows) for value in inputs)
+
+
+def _take_one(value: Any, rows: slice | Tensor) -> Any:
+    return value[rows] if isinstance(value, Tensor) and value.dim() else value
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    values = inputs.values() if isinstance(inputs, dict) else inputs
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs, targets and stable indices of the same examples."""
+
+    inputs: Inputs
+    targets: Tensor
+    index: Int[Tensor, " n"] | None
+    size: int
+
+    @classmethod
+    def of(cls, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> Batch:
+        """Check that inputs, targets and index hold the same number of examples."""
+        size = batch_size(inputs)
+        if not isinstance(targets, Tensor) or targets.shape[:1] != (size,):
+            given = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+            raise InputError(
+                f"Targets of shape {given} for {size} examples",
+                expected=f"a tensor whose first axis is {size}",
+                remedy="Inputs and targets must come from the same batch, the first axis being the example.",
+            )
+        device = _tensors(inputs)[0].device
+        if targets.device != device:
+            raise InputError(
+                f"Targets on {targets.device} with inputs on {device}",
+                expected="both on one device",
+                remedy=f"Move the targets: targets.to('{device}').",
+            )
+        if index is not None and index.shape != (size,):
+            raise InputError(f"An index of shape {tuple(index.shape)} for {size} examples", expected=f"shape ({size},)")
+        return cls(inputs, targets, index, size)
+
+    def take(self, rows: slice | Tensor) -> Batch:
+        """Return the examples at these rows."""
+        index = None if self.index is None else self.index[rows]
+        targets = self.targets[rows]
+        return Batch(take(self.inputs, rows), targets, index, targets.shape[0])
+
+    def chunks(self, size: int | None) -> Iterator[tuple[slice, Batch]]:
+        """Yield consecutive chunks of at most `size` examples, all of them when `size` is None."""
+        if size is None or size >= self.size:
+            yield slice(0, self.size), self
+            return
+        for start in range(0, self.size, size):
+            rows = slice(start, min(start + size, self.size))
+            yield rows, self.take(rows)
+
+
+def check_chunk_size(chunk_size: int | None) -> int | None:
+    """Refuse a chunk size that is not a positive whole number."""
+    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
+        raise InputError(f"chunk_size={chunk_size!r}", expected="a positive number of examples, or None for the whole batch")
+    return chunk_size
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that require a gradient, by name, each once also where it is tied."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise InputError(
+            f"A model without trainable parameters ({type(model).__name__})",
+            expected="at least one parameter with requires_grad=True",
+        )
+    return parameters
+
+
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """Return the accelerator devices that hold the model's tensors, in a stable order."""
+    found = {tensor.device for tensor in [*model.parameters(), *model.buffers()] if tensor.device.type == "cuda"}
+    return sorted(found, key=str)

@@ -1,0 +1,66 @@
+"""The fast engine: evaluate once with all examples, pull back with per-example factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from noisesam.gradients.batch import Inputs, batch_size, call_model
+from noisesam.gradients.engine import rules
+from noisesam.gradients.engine.interception import Interception
+from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.factors import Factor, PerExampleGradient
+from noisesam.gradients.points import Engine, Point
+
+__all__ = ["FastEngine", "rules"]
+
+
+class FastEngine(Engine):
+    """Evaluate the chunk as one batch; each layer's rule adds its low-rank perturbation and records its gradient factors."""
+
+    name = "fast"
+
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+        super().__init__(model, parameters)
+
+    def at(self, inputs: Inputs, perturbation: Mapping[str, Factor] | None = None, *, previous: Point | None = None) -> Point:
+        """Evaluate the model at w, or at w + eps_i."""
+        before = previous.tape if isinstance(previous, _TapedPoint) else None
+        tape = Tape(self.parameters, batch_size(inputs), perturbation, before)
+        with Interception(tape):
+            output = call_model(self.model, inputs)
+        return _TapedPoint(tape, output, self.parameters)
+
+
+class _TapedPoint(Point):
+    """The evaluation with its tape."""
+
+    def __init__(self, tape: Tape, output: Tensor, parameters: dict[str, nn.Parameter]) -> None:
+        self.tape = tape
+        self.output = output
+        self.parameters = parameters
+        self.logits = output.detach()
+
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False) -> PerExampleGradient:
+        """Pull back without forming any shared weight gradient."""
+        self.tape.recording = True
+        try:
+            self._pull_back(cotangent, keep)
+            return self.tape.take_gradient()
+        finally:
+            self.tape.recording = False
+
+    def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
+        """Pull back to the shared weights."""
+        gradients = self._pull_back(cotangent, keep)
+        return {name: g for name, g in zip(self.parameters, gradients, strict=True) if g is not None}
+
+    def _pull_back(self, cotangent: Tensor, keep: bool) -> tuple[Tensor | None, ...]:
+        if not self.output.requires_grad:
+            return (None,) * len(self.parameters)
+        with torch.autocast(self.output.device.type, enabled=False):
+            return torch.autograd.grad(
+                self.output, list(self.parameters.values()), cotangent.to(self.output.dtype), retain_graph=keep, allow_unused=True
+            )

@@ -1,0 +1,100 @@
+"""Interception of the torch functions that receive a trainable parameter, by the parameter's identity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from noisesam.gradients.engine.tape import Tape
+
+Rule = Callable[..., Any]
+"""rule(tape, function, *args, **kwargs) -> what the function returns, per-example exact."""
+
+_RULES: dict[Callable[..., Any], Rule] = {}
+
+# Questions about a parameter, which compute nothing from its values.
+_HARMLESS: set[Callable[..., Any]] = {
+    torch.Tensor.size,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.is_floating_point,
+    torch.Tensor.is_complex,
+    torch.Tensor.is_contiguous,
+    torch.Tensor.stride,
+    torch.Tensor.element_size,
+}
+for _attribute in (
+    "shape", "dtype", "device", "requires_grad", "ndim", "is_sparse", "layout", "is_cuda", "is_cpu", "is_nested", "is_leaf",
+    "is_meta", "is_quantized", "is_mkldnn", "grad_fn", "names", "is_mps", "is_xpu",
+):  # fmt: skip
+    if hasattr(torch.Tensor, _attribute):  # not every attribute exists in every version of torch
+        _HARMLESS.add(getattr(torch.Tensor, _attribute).__get__)
+
+
+class UnsupportedParameterUse(Exception):
+    """A torch function uses a parameter in a way for which no exact rule stands; the reference engine takes over."""
+
+
+def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register the exact rule of one or more torch functions.
+
+    A rule is called as rule(tape, function, *args, **kwargs) in place of the function whenever one of the arguments is a
+    trainable parameter. It returns the function's value at w + eps_i (`tape.perturbation(parameter)`), and on the way back
+    records the parameter's per-example gradient (`tape.record`) or returns its shared gradient, as `tape.recording` says.
+
+    Example:
+        >>> @register_rule(torch.Tensor.diag)
+        ... def diagonal_rule(tape, function, parameter):
+        ...     raise UnsupportedParameterUse("diag")
+        >>> _ = _RULES.pop(torch.Tensor.diag)
+    """
+
+    def register(rule: Rule) -> Rule:
+        for function in functions:
+            _RULES[function] = rule
+        return rule
+
+    return register
+
+
+class Interception(TorchFunctionMode):
+    """While active, every torch function that receives a trainable parameter goes through its rule."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace the function by its rule where a trainable parameter is among its arguments."""
+        kwargs = kwargs or {}
+        if func in _HARMLESS or not self._receives_parameter(args, kwargs):
+            return func(*args, **kwargs)
+        rule = _RULES.get(func)
+        if rule is None:
+            raise UnsupportedParameterUse(f"{_describe(func)} uses {self._first_name(args, kwargs)}")
+        return rule(self.tape, func, *args, **kwargs)
+
+    def _receives_parameter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return any(True for _ in self._parameters(args, kwargs))
+
+    def _first_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        return f"the parameter {self.tape.name(next(self._parameters(args, kwargs)))!r}"
+
+    def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]):  # noqa: ANN202
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor):
+                if self.tape.tracks(value):
+                    yield value
+            elif isinstance(value, (list, tuple)):
+                yield from (element for element in value if isinstance(element, Tensor) and self.tape.tracks(element))
+
+
+def _describe(function: Callable[..., Any]) -> str:
+    name = getattr(function, "__name__", repr(function))
+    return f"{name!r}"

@@ -1,0 +1,206 @@
+"""The example axis is proven, not assumed.
+
+A fast engine must know which axis of every intermediate tensor is the example. Before it is used on a model (and again for
+every new batch shape, train or eval state and set of trainable parameters) three things are checked on the batch at hand:
+
+* output i does not depend on input j: the gradient of output 0 at the other inputs is exactly zero;
+* an example run alone gives the output it has in the batch;
+* an example run alone by plain autograd has the per-parameter gradient norms that the engine finds for it in the batch.
+
+Dropout is switched off while this is checked, since the masks of a batch and of an example alone differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from noisesam.errors import InputError
+from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
+from noisesam.gradients.engine.fast import FastEngine
+from noisesam.gradients.engine.interception import UnsupportedParameterUse
+from noisesam.gradients.randomness import RandomState
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the fast engine may be used for this batch shape, and why not."""
+
+    fast: bool
+    reason: str = ""
+
+
+_DROPOUTS: set[Callable[..., Any]] = {
+    torch.nn.functional.dropout,
+    torch.nn.functional.dropout1d,
+    torch.nn.functional.dropout2d,
+    torch.nn.functional.dropout3d,
+    torch.nn.functional.alpha_dropout,
+    torch.nn.functional.feature_alpha_dropout,
+    torch.dropout,
+    torch.dropout_,
+    torch.feature_dropout,
+    torch.alpha_dropout,
+    torch.feature_alpha_dropout,
+}
+
+
+class _WithoutDropout(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            args, kwargs = args[:4], {name: value for name, value in kwargs.items() if name != "dropout_p"}
+        return func(*args, **kwargs)
+
+
+def refuse_batch_normalisation(model: nn.Module) -> None:
+    """Refuse BatchNorm in training mode: it mixes the examples of a batch, so a per-example gradient is not defined."""
+    for name, module in model.named_modules():
+        mixes = module.training or getattr(module, "running_mean", None) is None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and mixes:
+            raise InputError(
+                f"The layer {name!r} ({type(module).__name__}) normalises over the batch",
+                expected="a model whose examples do not mix: a per-example gradient is not defined otherwise",
+                remedy="Use LayerNorm or GroupNorm, or freeze the statistics with that layer's .eval().",
+            )
+
+
+def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
+    """Check the engine and the model on this batch.
+
+    Returns:
+        The verdict; None where the outputs are not finite, so that nothing can be concluded.
+
+    Raises:
+        InputError: The model mixes the examples of a batch.
+    """
+    model = engine.model
+    with _undisturbed(model), torch.enable_grad(), _WithoutDropout():
+        alone = {row: _alone(engine, inputs, row) for row in {0, batch_size(inputs) - 1}}
+        _refuse_mixing(model, inputs, alone[0].output)
+        try:
+            point = engine.at(inputs)
+            found = point.per_example_gradient(_cotangent(point.logits)).squared_norms()
+        except UnsupportedParameterUse as reason:
+            return Verdict(False, str(reason))
+        if not bool(point.logits.isfinite().all()):
+            return None
+        tolerance = _tolerance(point.logits)
+        for row, twin in alone.items():
+            if not _close(point.logits[row : row + 1], twin.output, tolerance):
+                return Verdict(False, "the model draws random numbers outside dropout")
+            norms = {name: squared[row].double().sqrt() for name, squared in found.items()}
+            largest = max([*twin.norms.values(), torch.zeros(())], key=float)
+            for name in engine.parameters:
+                difference = abs(float(norms.get(name, 0.0)) - float(twin.norms.get(name, 0.0)))
+                if not difference <= tolerance * float(largest):
+                    return Verdict(False, f"the gradient of {name!r} does not separate by example where it is used")
+    return Verdict(True)
+
+
+@dataclass(frozen=True)
+class _Alone:
+    output: Tensor
+    norms: dict[str, Tensor]
+
+
+def _alone(engine: FastEngine, inputs: Inputs, row: int) -> _Alone:
+    """Run one example as a batch of one by plain autograd."""
+    output = call_model(engine.model, take(inputs, slice(row, row + 1)))
+    norms: dict[str, Tensor] = {}
+    if output.requires_grad:
+        cotangent = _cotangent(output, row)
+        gradients = torch.autograd.grad(output, list(engine.parameters.values()), cotangent, allow_unused=True)
+        for name, gradient in zip(engine.parameters, gradients, strict=True):
+            if gradient is not None:
+                dense = gradient.to_dense() if gradient.is_sparse else gradient
+                norms[name] = torch.linalg.vector_norm(dense.double())
+    return _Alone(output.detach(), norms)
+
+
+def _refuse_mixing(model: nn.Module, inputs: Inputs, first_alone: Tensor) -> None:
+    """Refuse a model whose output 0 depends on the inputs of the other examples."""
+    size = batch_size(inputs)
+    if size == 1:
+        return
+    leaves: list[Tensor] = []
+    output = call_model(model, _with_gradients(inputs, leaves))
+    if output.shape[:1] != (size,):
+        raise InputError(
+            f"The model returned shape {tuple(output.shape)} for {size} examples",
+            expected=f"one row of logits per example: shape ({size}, ...)",
+            remedy="Make the example the first axis of the output.",
+        )
+    if not bool(output.isfinite().all()):
+        return
+    mixed = False
+    if leaves and output.requires_grad:
+        gradients = torch.autograd.grad(output[:1], leaves, _cotangent(output[:1]), allow_unused=True)
+        mixed = any(g is not None and bool((g[1:] != 0).any()) for g in gradients)
+    if not mixed and not _close(output[:1], first_alone, _tolerance(output)):
+        # The same example alone twice: a model that draws its own random numbers differs from itself.
+        repeats = [call_model(model, take(inputs, slice(0, 1))).detach() for _ in range(2)]
+        mixed = all(_close(repeat, first_alone, _tolerance(output)) for repeat in repeats)
+    if mixed:
+        raise InputError(
+            f"{type(model).__name__} mixes the examples of a batch: the output of one depends on the inputs of others",
+            expected="a model whose output i depends on input i alone: a per-example gradient is not defined otherwise",
+            remedy="Remove what computes over the example axis (batch statistics, centring, attention across examples).",
+        )
+
+
+def _with_gradients(inputs: Inputs, leaves: list[Tensor]) -> Inputs:
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+            leaves.append(value.detach().clone().requires_grad_())
+            return leaves[-1]
+        return value
+
+    if isinstance(inputs, Tensor):
+        return leaf(inputs)
+    if isinstance(inputs, dict):
+        return {name: leaf(value) for name, value in inputs.items()}
+    return tuple(leaf(value) for value in inputs)
+
+
+def _cotangent(output: Tensor, first_row: int = 0) -> Tensor:
+    """Return a fixed direction that weighs every output of every example differently."""
+    rows = torch.arange(first_row, first_row + output.shape[0], device=output.device, dtype=torch.float64)
+    columns = torch.arange(output[0].numel(), device=output.device, dtype=torch.float64)
+    return torch.cos(1 + rows[:, None] + 2.3 * columns).view(output.shape).to(output.dtype)
+
+
+def _tolerance(output: Tensor) -> float:
+    """Return the relative rounding allowed between a batch and an example alone; a wrong axis is off by order one."""
+    if output.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(output.device.type):
+        return 5e-2
+    return 1e-8 if output.dtype == torch.float64 else 2e-3
+
+
+def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    scale = torch.maximum(first.abs().max(), second.abs().max()).clamp_min(torch.finfo(first.dtype).tiny)
+    return bool(((first - second).abs().max() <= tolerance * scale).item())
+
+
+@contextmanager
+def _undisturbed(model: nn.Module):  # noqa: ANN202
+    """Leave generators and buffers as they were."""
+    state = RandomState.capture(devices_of(model))
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        state.restore()
+        with torch.no_grad():
+            for buffer, copy in buffers:
+                buffer.copy_(copy)

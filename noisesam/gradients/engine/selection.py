@@ -1,0 +1,78 @@
+"""Which engine computes for this model and batch: the fast one where it is proven, the reference elsewhere."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+
+from noisesam.errors import InputError, unknown_name
+from noisesam.gradients.batch import Inputs, trainable
+from noisesam.gradients.engine.fast import FastEngine
+from noisesam.gradients.engine.proof import Verdict, prove, refuse_batch_normalisation
+from noisesam.gradients.points import Engine
+from noisesam.gradients.reference import ReferenceEngine
+
+ENGINES = ("auto", "fast", "reference")
+
+
+class _Known:
+    """What has been proven of one model."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[Hashable, Verdict] = {}
+        self.vectorised = True
+
+
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+
+def check_engine(engine: str) -> str:
+    """Refuse an unknown engine name."""
+    if engine not in ENGINES:
+        raise unknown_name("engine", engine, ENGINES)
+    return engine
+
+
+def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine:
+    """Return an exact engine for this model and this batch.
+
+    Args:
+        model: Any module whose examples do not mix.
+        inputs: The batch, (n, ...), on which the fast engine is proven if this model and shape are new.
+        engine: "auto", "fast" (an error where it cannot be used) or "reference".
+
+    Raises:
+        InputError: The model mixes examples, has BatchNorm in training mode, or engine="fast" has no rule for it.
+    """
+    check_engine(engine)
+    parameters = trainable(model)
+    refuse_batch_normalisation(model)
+    known = _KNOWN.setdefault(model, _Known())
+    signature = _signature(model, parameters, inputs)
+    verdict = known.verdicts.get(signature)
+    fast = FastEngine(model, parameters)
+    if verdict is None:
+        verdict = prove(fast, inputs)
+        if verdict is None:
+            return ReferenceEngine(model, parameters)
+        known.verdicts[signature] = verdict
+    if engine == "fast" and not verdict.fast:
+        raise InputError(
+            f"engine='fast' for {type(model).__name__}: {verdict.reason}",
+            expected="a rule for every use of a trainable parameter",
+            remedy="Use engine='auto', which falls back on the exact reference engine.",
+        )
+    if verdict.fast and engine != "reference":
+        return fast
+    return ReferenceEngine(model, parameters)
+
+
+def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> Hashable:
+    values = [inputs] if isinstance(inputs, Tensor) else inputs.values() if isinstance(inputs, dict) else inputs
+    shapes = tuple((tuple(value.shape), value.dtype) if isinstance(value, Tensor) else repr(value) for value in values)
+    modes = tuple(module.training for module in model.modules())
+    device = next(iter(parameters.values())).device.type
+    return shapes, modes, tuple(map(id, parameters.values())), torch.is_autocast_enabled(device)

@@ -1,0 +1,74 @@
+"""What one evaluation of one chunk carries: its perturbation going in, the factors of its gradients coming out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from noisesam.gradients.factors import Factor, PerExampleGradient, combine
+
+
+class Tape:
+    """The state that the rules of one evaluation share.
+
+    A pull-back either records the per-example gradients (no weight gradient is formed) or forms the shared weight
+    gradients; `recording` says which.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        examples: int,
+        perturbation: Mapping[str, Factor] | None = None,
+        previous: Tape | None = None,
+    ) -> None:
+        self.examples = examples
+        self.recording = False
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._perturbation = perturbation or {}
+        self._factors: dict[str, list[Factor]] = defaultdict(list)
+        self._first_outputs: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self._previous = previous
+
+    def tracks(self, value: object) -> bool:
+        """Whether this object is a trainable parameter of the model."""
+        return id(value) in self._names
+
+    def name(self, parameter: Tensor) -> str:
+        """Return the parameter's name."""
+        return self._names[id(parameter)]
+
+    def perturbation(self, parameter: Tensor | None) -> Factor | None:
+        """Return eps_i of this parameter, or None where it is not perturbed."""
+        if parameter is None or id(parameter) not in self._names:
+            return None
+        return self._perturbation.get(self._names[id(parameter)])
+
+    def record(self, parameter: Tensor, factor: Factor) -> None:
+        """Add one contribution to the parameter's per-example gradient."""
+        self._factors[self._names[id(parameter)]].append(factor)
+
+    def take_gradient(self) -> PerExampleGradient:
+        """Return what was recorded, summed over uses, and forget it."""
+        factors = {name: combine(found) for name, found in self._factors.items()}
+        self._factors.clear()
+        return PerExampleGradient(factors, self.examples)
+
+    def remember_first(self, weight: Tensor, inputs: Tensor, outputs: Tensor) -> None:
+        """Keep what a layer made of the data themselves: at w + eps_i its input is the same."""
+        if not inputs.requires_grad:
+            # Detached, but with the same version counter: a tape that held its own graph would never be freed.
+            self._first_outputs[id(weight)] = (inputs, outputs.detach(), outputs._version)
+
+    def recall_first(self, weight: Tensor, inputs: Tensor) -> Tensor | None:
+        """Return the previous evaluation's output of this layer if it saw the very same data and nothing changed it."""
+        if self._previous is None or inputs.requires_grad:
+            return None
+        found = self._previous._first_outputs.get(id(weight))
+        if found is None:
+            return None
+        before, outputs, version = found
+        same = before.data_ptr() == inputs.data_ptr() and before.shape == inputs.shape and before.stride() == inputs.stride()
+        return outputs if same and outputs._version == version and before._version == inputs._version else None

@@ -1,0 +1,131 @@
+"""Per-example tensors in the form in which they are cheap: as outer products where possible, dense elsewhere."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from noisesam.gradients.losses import accurate
+
+
+class Factor(ABC):
+    """One tensor G_i of a parameter's shape for every example i of a chunk."""
+
+    @abstractmethod
+    def squared_norm(self) -> Float[Tensor, " n"]:
+        """Return ||G_i||^2 for every example."""
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Return all G_i as one tensor (n, *shape)."""
+
+    @abstractmethod
+    def scaled(self, scale: Float[Tensor, " n"]) -> Factor:
+        """Return c_i G_i."""
+
+
+class Dense(Factor):
+    """Materialised per-example tensors (n, *shape)."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def squared_norm(self) -> Float[Tensor, " n"]:
+        """Return the sum of squares of every row."""
+        return torch.linalg.vector_norm(accurate(self.tensor).flatten(1), dim=1).square()
+
+    def dense(self) -> Tensor:
+        """Return the tensor itself."""
+        return self.tensor
+
+    def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
+        """Return the rows times their scale."""
+        return Dense(self.tensor * scale.to(self.tensor.dtype).view(-1, *[1] * (self.tensor.dim() - 1)))
+
+
+class OuterProducts(Factor):
+    """G_i = sum_t left_it right_it^T over T positions: the gradient of a linear map (left: outputs, right: inputs)."""
+
+    def __init__(self, left: Float[Tensor, "n positions p"], right: Float[Tensor, "n positions d"]) -> None:
+        self.left = left
+        self.right = right
+
+    def squared_norm(self) -> Float[Tensor, " n"]:
+        """Return <left left^T, right right^T>, for one position the product of the squared norms."""
+        left, right = accurate(self.left), accurate(self.right)
+        if left.shape[1] == 1:
+            norms = torch.linalg.vector_norm(left[:, 0], dim=1) * torch.linalg.vector_norm(right[:, 0], dim=1)
+            return norms.square()
+        grams = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
+        return grams.sum((1, 2)).clamp_min(0)
+
+    def dense(self) -> Tensor:
+        """Return the sum of the outer products, (n, p, d)."""
+        return torch.bmm(self.left.transpose(1, 2), self.right)
+
+    def scaled(self, scale: Float[Tensor, " n"]) -> OuterProducts:
+        """Return the factors with the scale in the left one."""
+        return OuterProducts(self.left * scale.to(self.left.dtype).view(-1, 1, 1), self.right)
+
+
+class Shared(Factor):
+    """One tensor for all examples: the perturbation of batch SAM."""
+
+    def __init__(self, tensor: Tensor, examples: int) -> None:
+        self.tensor = tensor
+        self.examples = examples
+
+    def squared_norm(self) -> Float[Tensor, " n"]:
+        """Return the same squared norm for every example."""
+        return accurate(self.tensor).square().sum().expand(self.examples)
+
+    def dense(self) -> Tensor:
+        """Return a view (n, *shape) of the one tensor."""
+        return self.tensor.expand(self.examples, *self.tensor.shape)
+
+    def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
+        """Return the tensor times each example's scale."""
+        return Dense(self.dense()).scaled(scale)
+
+
+def combine(factors: list[Factor]) -> Factor:
+    """Return the sum of several contributions to one parameter: used twice, or tied."""
+    if len(factors) == 1:
+        return factors[0]
+    outer = [factor for factor in factors if isinstance(factor, OuterProducts)]
+    if len(outer) == len(factors):
+        left = torch.cat([factor.left for factor in outer], 1)
+        right = torch.cat([factor.right for factor in outer], 1)
+        if left.shape[1] * (left.shape[2] + right.shape[2]) <= left.shape[2] * right.shape[2]:
+            return OuterProducts(left, right)
+    total = factors[0].dense().clone()
+    for factor in factors[1:]:
+        total += factor.dense()
+    return Dense(total)
+
+
+@dataclass(frozen=True)
+class PerExampleGradient:
+    """J_i^T u_i of every example of a chunk, parameter by parameter (a parameter that plays no part has no entry)."""
+
+    factors: Mapping[str, Factor]
+    examples: int
+
+    def squared_norms(self) -> dict[str, Float[Tensor, " n"]]:
+        """Return the squared norm of every example, by parameter."""
+        return {name: factor.squared_norm() for name, factor in self.factors.items()}
+
+    def norm(self) -> Float[Tensor, " n"]:
+        """Return the global norm of every example over all trainable parameters."""
+        norms = [factor.squared_norm() for factor in self.factors.values()]
+        return torch.stack([norm.double() for norm in norms]).sum(0).sqrt().to(norms[0].dtype)
+
+    def perturbation(self, radii: Mapping[str, float], norm: Float[Tensor, " n"]) -> dict[str, Factor]:
+        """Return eps_i = rho g_i / ||g_i||, each parameter with its own radius; a zero gradient is not perturbed."""
+        inverse = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
+        return {name: factor.scaled(radii[name] * inverse) for name, factor in self.factors.items()}

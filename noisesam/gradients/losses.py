@@ -1,0 +1,255 @@
+"""Per-example losses and their residuals (logit scales), closed form where the loss has a name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from noisesam.errors import InputError, unknown_name
+
+PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def accurate(logits: Tensor) -> Tensor:
+    """Return the logits in at least float32: losses and residuals are never computed in half precision."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+class Loss(ABC):
+    """A loss of one example and its residual r = dl/df, the vector that the network Jacobian pulls back.
+
+    Called with logits (n, ...) and targets (n, ...), a loss returns n values in nats, one per example.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
+        """Return the loss of every example."""
+
+    @abstractmethod
+    def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return dl_i/df_i, of the shape of the logits, detached."""
+
+    @abstractmethod
+    def check(self, logits: Tensor, targets: Tensor) -> None:
+        """Refuse logits and targets that do not fit together."""
+
+
+class CrossEntropy(Loss):
+    """Softmax cross-entropy l = -log softmax(f)_y with residual r = softmax(f) - onehot(y).
+
+    The residual's entry of the observed class is minus the sum of the others. Autograd forms it as p_y - 1, which loses
+    all digits where the example is fitted: exactly zero at margin 20 in float32, a relative error of 1e-3 at margin 30 in
+    float64.
+    """
+
+    name = "cross_entropy"
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
+        """Return the loss of every example."""
+        self.check(logits, targets)
+        logits = accurate(logits)
+        observed = targets.unsqueeze(1)
+        # log1p of the other classes' odds: -log_softmax rounds to zero as soon as p_y rounds to one. Past 40 softplus is linear.
+        differences = (logits - logits.gather(1, observed)).scatter(1, observed, -torch.inf)
+        return torch.nn.functional.softplus(torch.logsumexp(differences, 1), threshold=40.0)
+
+    def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return softmax(f) - onehot(y), accurate at any margin."""
+        self.check(logits, targets)
+        probabilities = accurate(logits.detach()).softmax(1)
+        observed = targets.unsqueeze(1)
+        others = probabilities.scatter(1, observed, 0.0)
+        return others.scatter(1, observed, -others.sum(1, keepdim=True))
+
+    def check(self, logits: Tensor, targets: Tensor) -> None:
+        """Refuse anything but (n, classes) logits with class labels of shape (n,)."""
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            raise InputError(
+                f"Logits of shape {tuple(logits.shape)} for the loss 'cross_entropy'",
+                expected="shape (n, classes) with at least two classes",
+                remedy="For one logit use loss='logistic'; for other outputs pass a callable (logits, targets) -> losses (n,).",
+            )
+        check_labels(targets, logits.shape[0], logits.shape[1])
+
+
+class Logistic(Loss):
+    """Binary logistic loss l = -log sigmoid(t f), t = 2y - 1, with residual -t sigmoid(-t f); one logit per example."""
+
+    name = "logistic"
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
+        """Return the loss of every example."""
+        return -torch.nn.functional.logsigmoid(self._signs(logits, targets) * accurate(logits)).reshape(-1)
+
+    def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return -t sigmoid(-t f), of the logits' shape."""
+        signs = self._signs(logits, targets)
+        return -signs * torch.sigmoid(-signs * accurate(logits.detach()))
+
+    def check(self, logits: Tensor, targets: Tensor) -> None:
+        """Refuse anything but one logit per example with labels 0 and 1."""
+        if logits.numel() != logits.shape[0] or logits.dim() > 2:
+            raise InputError(
+                f"Logits of shape {tuple(logits.shape)} for the loss 'logistic'",
+                expected="one logit per example: shape (n,) or (n, 1)",
+                remedy="Give the model one output (classes=1) or use loss='cross_entropy'.",
+            )
+        check_labels(targets, logits.shape[0], 2)
+
+    def _signs(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.check(logits, targets)
+        return (2 * targets - 1).to(accurate(logits).dtype).reshape(logits.shape)
+
+
+class SquaredError(Loss):
+    """Half the squared error l = 1/2 ||f - y||^2 with residual f - y; class labels become one-hot vectors."""
+
+    name = "mse"
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
+        """Return the loss of every example."""
+        return 0.5 * (accurate(logits) - self._values(logits, targets)).flatten(1).square().sum(1)
+
+    def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return f - y."""
+        return accurate(logits.detach()) - self._values(logits, targets)
+
+    def check(self, logits: Tensor, targets: Tensor) -> None:
+        """Refuse targets that are neither class labels nor values of the logits' shape."""
+        self._values(logits, targets)
+
+    def _values(self, logits: Tensor, targets: Tensor) -> Tensor:
+        dtype = accurate(logits).dtype
+        if targets.shape == logits.shape:
+            return targets.to(dtype)
+        if logits.dim() == 2 and logits.shape[1] == 1 and targets.shape == logits.shape[:1]:
+            return targets.to(dtype).unsqueeze(1)
+        if logits.dim() == 2 and not targets.is_floating_point():
+            check_labels(targets, logits.shape[0], logits.shape[1])
+            return torch.nn.functional.one_hot(targets, logits.shape[1]).to(dtype)
+        raise InputError(
+            f"Targets of shape {tuple(targets.shape)} and dtype {targets.dtype} with outputs of shape {tuple(logits.shape)}",
+            expected="class labels of shape (n,), or values of the outputs' shape",
+            remedy="Reshape the targets to the outputs' shape.",
+        )
+
+
+class CallableLoss(Loss):
+    """A user's (logits, targets) -> losses (n,); the residual is taken by autograd through the loss alone."""
+
+    def __init__(self, function: PerExampleLoss) -> None:
+        self.function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
+        """Return the loss of every example, after a check of its shape."""
+        losses = self.function(accurate(logits), targets)
+        if not isinstance(losses, Tensor) or losses.shape != logits.shape[:1]:
+            shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise InputError(
+                f"The loss {self.name!r} returned {shape} for {logits.shape[0]} examples",
+                expected=f"one loss per example, shape ({logits.shape[0]},)",
+                remedy="Leave the reduction to noisesam: reduction='none', then average over everything but the first axis.",
+            )
+        return losses
+
+    def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the gradient of the summed losses at the logits."""
+        with torch.enable_grad():
+            leaf = accurate(logits.detach()).requires_grad_()
+            losses = self(leaf, targets)
+            if not losses.requires_grad:
+                return torch.zeros_like(leaf)
+            return torch.autograd.grad(losses.sum(), leaf)[0].detach()
+
+    def check(self, logits: Tensor, targets: Tensor) -> None:
+        """Refuse targets whose first axis is not the logits'."""
+        if targets.shape[:1] != logits.shape[:1]:
+            raise _wrong_count(targets, logits.shape[0])
+
+
+_NAMED: dict[str, type[CrossEntropy] | type[Logistic] | type[SquaredError]] = {
+    loss.name: loss for loss in (CrossEntropy, Logistic, SquaredError)
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the losses that have a closed-form residual."""
+    return tuple(_NAMED)
+
+
+def resolve(loss: str | PerExampleLoss | Loss) -> Loss:
+    """Return the loss of that name, or wrap a callable (logits, targets) -> per-example losses.
+
+    Args:
+        loss: "cross_entropy", "logistic", "mse", or a callable that returns one loss per example, shape (n,).
+
+    Returns:
+        The loss, with its residual.
+
+    Raises:
+        InputError: The name is unknown, or the value is neither a name nor callable.
+
+    Example:
+        >>> import torch
+        >>> loss = resolve("cross_entropy")
+        >>> loss.residual(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        tensor([[ 0.5000, -0.5000]])
+    """
+    if isinstance(loss, Loss):
+        return loss
+    if isinstance(loss, str):
+        if loss not in _NAMED:
+            raise unknown_name("loss", loss, _NAMED)
+        return _NAMED[loss]()
+    if callable(loss):
+        return CallableLoss(loss)
+    raise InputError(f"A loss of type {type(loss).__name__}", expected="a name or a callable (logits, targets) -> losses (n,)")
+
+
+def check_labels(targets: Tensor, examples: int, classes: int) -> None:
+    """Refuse labels that are not integers of shape (examples,) in 0..classes-1."""
+    if targets.shape != (examples,):
+        raise _wrong_count(targets, examples)
+    if targets.is_floating_point() or targets.is_complex():
+        raise InputError(
+            f"Labels of dtype {targets.dtype}",
+            expected="integer class labels",
+            remedy="Convert them with targets.long().",
+        )
+    if examples and bool(((targets < 0) | (targets >= classes)).any()):
+        wrong = ((targets < 0) | (targets >= classes)).nonzero().flatten()
+        rows = ", ".join(str(int(row)) for row in wrong[:5])
+        raise InputError(
+            f"Labels out of range at {len(wrong)} row(s), the first: {rows} (label {int(targets[wrong[0]])})",
+            expected=f"labels from 0 to {classes - 1}",
+            remedy="Check the number of classes of the model against the data.",
+        )
+
+
+def _wrong_count(targets: Tensor, examples: int) -> InputError:
+    return InputError(
+        f"Targets of shape {tuple(targets.shape)} for {examples} examples",
+        expected=f"shape ({examples},)",
+        remedy="Inputs and targets must come from the same batch, the first axis being the example.",
+    )
+
+
+def stable_norm(rows: Tensor) -> Float[Tensor, " n"]:
+    """Return the l2 norm of every row without underflow of the squares: max |r| times the norm of r / max |r|.
+
+    Example:
+        >>> import torch
+        >>> stable_norm(torch.tensor([[3e-30, 4e-30]]))
+        tensor([5.0000e-30])
+    """
+    rows = accurate(rows).flatten(1)
+    largest = rows.abs().amax(1, keepdim=True)
+    scaled = torch.where(largest > 0, rows / largest, rows)
+    return largest.squeeze(1) * torch.linalg.vector_norm(scaled, dim=1)

@@ -1,0 +1,177 @@
+"""The one equation: the mean over examples of J_i(theta_J)^T r_i(theta_L), each theta at w or at w + eps_i."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from noisesam.errors import InputError
+from noisesam.gradients.batch import Batch, Inputs, check_chunk_size, devices_of, trainable
+from noisesam.gradients.engine.selection import engine_for
+from noisesam.gradients.factors import PerExampleGradient
+from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
+from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.randomness import RandomState
+
+POINTS = ("w", "perturbed")
+
+
+@dataclass(frozen=True)
+class MixedPointResult:
+    """The step of a per-example method, with what was met on the way (one row per example, detached, at w)."""
+
+    gradient: dict[str, Tensor]
+    logits: Tensor
+    losses: Float[Tensor, " n"]
+    gradient_norms: Float[Tensor, " n"]
+    perturbed_losses: Float[Tensor, " n"]
+    forward_examples: int
+    backward_examples: int
+
+
+def mixed_point_gradient(
+    model: nn.Module,
+    inputs: Inputs,
+    targets: Tensor,
+    *,
+    rho: float,
+    jacobian_at: str,
+    residual_at: str,
+    loss: str | PerExampleLoss = "cross_entropy",
+    engine: str = "auto",
+    chunk_size: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the mean over the batch of J_i(theta_J)^T r_i(theta_L).
+
+    eps_i = rho grad l_i(w) / ||grad l_i(w)|| over all trainable parameters, held constant. With both thetas at w this is
+    the gradient of SGD; both perturbed is 1-SAM; only the Jacobian is J-SAM; only the residual (logit scale) is L-SAM.
+
+    Args:
+        model: Any module whose examples do not mix; its weights are not touched.
+        inputs: (n, ...), or a tuple or dict of such tensors.
+        targets: (n,) labels, or what the loss takes.
+        rho: Radius of the perturbation, in the units of the weights.
+        jacobian_at: "w" or "perturbed": where the network Jacobian is taken.
+        residual_at: "w" or "perturbed": where the residual is taken.
+        loss: A name or a callable (logits, targets) -> losses (n,).
+        engine: "auto", "fast" or "reference"; all are exact.
+        chunk_size: Examples per chunk; changes memory and speed, not the result beyond rounding.
+
+    Returns:
+        The gradient by parameter name, of the parameters' shapes; parameters that play no part are absent.
+
+    Raises:
+        InputError: The arguments, the batch or the model do not fit.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 2)
+        >>> x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+        >>> gradient = mixed_point_gradient(model, x, y, rho=0.1, jacobian_at="perturbed", residual_at="w")
+        >>> gradient["weight"].shape
+        torch.Size([2, 3])
+
+    References:
+        Baek, Kolter, Raghunathan 2024, "Why is SAM Robust to Label Noise?", arXiv 2405.03676; docs/mechanism.md.
+    """
+    for name, value in (("jacobian_at", jacobian_at), ("residual_at", residual_at)):
+        if value not in POINTS:
+            raise InputError(f"{name}={value!r}", expected="'w' or 'perturbed'")
+    parameters = trainable(model)
+    batch = Batch.of(inputs, targets)
+    result = mixed_point_step(
+        model,
+        batch,
+        resolve(loss),
+        dict.fromkeys(parameters, check_rho(rho)),
+        jacobian_perturbed=jacobian_at == "perturbed",
+        residual_perturbed=residual_at == "perturbed",
+        engine=engine,
+        chunk_size=check_chunk_size(chunk_size),
+    )
+    return result.gradient
+
+
+def check_rho(rho: float) -> float:
+    """Refuse a radius that is not a finite number of at least zero."""
+    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < float("inf"):
+        raise InputError(f"rho={rho!r}", expected="a finite radius of at least 0, in the units of the weights")
+    return float(rho)
+
+
+def mixed_point_step(
+    model: nn.Module,
+    batch: Batch,
+    loss: Loss,
+    radii: Mapping[str, float],
+    *,
+    jacobian_perturbed: bool,
+    residual_perturbed: bool,
+    engine: str = "auto",
+    chunk_size: int | None = None,
+    scale: float = 1.0,
+) -> MixedPointResult:
+    """Compute the equation chunk by chunk; `scale` multiplies the gradient (loss scaling), never eps."""
+    gradient: dict[str, Tensor] = {}
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    perturbs = jacobian_perturbed or residual_perturbed
+    devices = devices_of(model)
+    for _, chunk in batch.chunks(chunk_size):
+        chosen = engine_for(model, chunk.inputs, engine)
+        state = RandomState.capture(devices)
+        point = chosen.at(chunk.inputs)
+        residual = loss.residual(point.logits, chunk.targets)
+        losses = loss(point.logits, chunk.targets)
+        if not perturbs:
+            summed = point.sum_gradient(residual * (scale / batch.size))
+            rows.append((point.logits, losses, torch.full_like(losses, torch.nan), losses))
+        else:
+            # L-SAM pulls the perturbed residual back through the graph at w, so that graph is kept.
+            direction, norms = gradient_and_norm(point, residual, keep=not jacobian_perturbed)
+            state_after = RandomState.capture(devices)
+            state.restore()
+            moved = _move(chosen, chunk.inputs, direction, radii, point, graph=jacobian_perturbed)
+            state_after.restore()
+            cotangent = loss.residual(moved.logits, chunk.targets) if residual_perturbed else residual
+            pulled = moved if jacobian_perturbed else point
+            summed = pulled.sum_gradient(cotangent * (scale / batch.size))
+            rows.append((point.logits, losses, norms, loss(moved.logits, chunk.targets)))
+        for name, value in summed.items():
+            gradient[name] = gradient[name] + value if name in gradient else value
+    logits, losses, norms, perturbed_losses = (torch.cat(column) for column in zip(*rows, strict=True))
+    passes = 2 * batch.size if perturbs else batch.size
+    return MixedPointResult(gradient, logits, losses, norms, perturbed_losses, passes, passes)
+
+
+def gradient_and_norm(
+    point: Point, residual: Tensor, *, keep: bool = False
+) -> tuple[tuple[PerExampleGradient, Tensor], Float[Tensor, " n"]]:
+    """Return J_i^T r_i / ||r_i|| with its norm (the Jacobian gain), and ||J_i^T r_i||.
+
+    The unit residual is pulled back, since the squares of a fitted example's gradient underflow in float32 where the
+    direction, all that eps_i needs, is well determined.
+    """
+    size = stable_norm(residual)
+    unit = residual / torch.where(size > 0, size, 1).view(-1, *[1] * (residual.dim() - 1))
+    gradient = point.per_example_gradient(unit, keep=keep)
+    gain = gradient.norm() if gradient.factors else torch.zeros_like(size)
+    return (gradient, gain), gain * size
+
+
+def _move(
+    engine: Engine,
+    inputs: Inputs,
+    direction: tuple[PerExampleGradient, Tensor],
+    radii: Mapping[str, float],
+    point: Point,
+    *,
+    graph: bool,
+) -> Point:
+    """Evaluate at w + eps_i; without a graph where only the residual is wanted."""
+    gradient, gain = direction
+    with torch.set_grad_enabled(graph):
+        return engine.at(inputs, gradient.perturbation(radii, gain), previous=point)

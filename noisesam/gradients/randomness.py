@@ -1,0 +1,28 @@
+"""The same dropout masks in every pass of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of torch's default generators, on the CPU and on the accelerators that the model uses."""
+
+    cpu: Tensor
+    devices: tuple[tuple[torch.device, Tensor], ...]
+
+    @classmethod
+    def capture(cls, devices: Sequence[torch.device] = ()) -> RandomState:
+        """Copy the current state."""
+        return cls(torch.get_rng_state(), tuple((device, torch.cuda.get_rng_state(device)) for device in devices))
+
+    def restore(self) -> None:
+        """Put the copied state back, so that the next pass draws what the pass after `capture` drew."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices:
+            torch.cuda.set_rng_state(state, device)

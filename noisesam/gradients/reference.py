@@ -1,0 +1,127 @@
+"""The reference engine: torch.func, one copy of the weights per example. Slow, obvious, right for any model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from noisesam.gradients.batch import Inputs, batch_size, call_model, take
+from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
+from noisesam.gradients.points import Engine, Point
+
+
+class ReferenceEngine(Engine):
+    """Run every example alone, as a batch of one, with its own weights: vectorised by vmap, or in a loop where vmap cannot.
+
+    The weights of a chunk are stacked, (n, *shape), so that plain autograd through the evaluation gives the per-example
+    gradients: nothing is approximated and nothing is shared between examples.
+    """
+
+    name = "reference"
+
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+        super().__init__(model, parameters)
+        self.vectorised = True
+
+    def at(self, inputs: Inputs, perturbation: Mapping[str, Factor] | None = None, *, previous: Point | None = None) -> Point:
+        """Evaluate every example alone at w, or at w + eps_i."""
+        del previous
+        examples = batch_size(inputs)
+        stacked = {}
+        for name, parameter in self.parameters.items():
+            weights = parameter.detach().expand(examples, *parameter.shape)
+            if perturbation is not None and name in perturbation:
+                weights = weights + perturbation[name].dense().to(weights.dtype)
+            stacked[name] = weights.detach().requires_grad_()
+        return _StackedPoint(stacked, self._evaluate(stacked, inputs, examples))
+
+    def _evaluate(self, stacked: dict[str, Tensor], inputs: Inputs, examples: int) -> Tensor:
+        if self.vectorised:
+            state = torch.get_rng_state()
+            try:
+                return self._evaluate_vectorised(stacked, inputs, examples)
+            except (RuntimeError, NotImplementedError, ValueError) as error:
+                # Most models that vmap refuses run alone; what is wrong with the model itself is raised again by the loop.
+                torch.set_rng_state(state)
+                output = self._evaluate_in_a_loop(stacked, inputs, examples)
+                self.vectorised = False
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                warnings.warn(
+                    f"{type(self.model).__name__} cannot be vectorised over examples ({reason}); "
+                    "noisesam runs its examples one at a time: exact, but slow.",
+                    stacklevel=2,
+                )
+                return output
+        return self._evaluate_in_a_loop(stacked, inputs, examples)
+
+    def _evaluate_vectorised(self, stacked: dict[str, Tensor], inputs: Inputs, examples: int) -> Tensor:
+        tensors, rebuild = _split(inputs, examples)
+
+        def alone(weights: dict[str, Tensor], values: tuple[Tensor, ...]) -> Tensor:
+            one = rebuild(tuple(value.unsqueeze(0) for value in values))
+            return call_model(_Functional(self.model, weights), one).squeeze(0)
+
+        return vmap(alone, randomness="different")(stacked, tensors)
+
+    def _evaluate_in_a_loop(self, stacked: dict[str, Tensor], inputs: Inputs, examples: int) -> Tensor:
+        rows = []
+        for i in range(examples):
+            weights = {name: tensor[i] for name, tensor in stacked.items()}
+            rows.append(call_model(_Functional(self.model, weights), take(inputs, slice(i, i + 1))))
+        return torch.cat(rows)
+
+
+class _Functional(nn.Module):
+    """The model with other weights, callable like the model (not registered as a submodule: nothing is to be renamed)."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.__dict__["_functional"] = (model, weights)
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        model, weights = self.__dict__["_functional"]
+        return functional_call(model, weights, args, kwargs)  # pyright: ignore[reportArgumentType]
+
+
+def _split(inputs: Inputs, examples: int):  # noqa: ANN202
+    """Separate the tensors that have an example axis from the rest, and say how to put them together again."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), lambda values: values[0]
+    items = list(inputs.items()) if isinstance(inputs, dict) else list(enumerate(inputs))
+    keys = [key for key, value in items if isinstance(value, Tensor) and value.dim() and value.shape[0] == examples]
+    as_dict = isinstance(inputs, dict)
+
+    def rebuild(values: tuple[Tensor, ...]) -> Inputs:
+        merged = dict(items) | dict(zip(keys, values, strict=True))
+        return merged if as_dict else tuple(merged[key] for key, _ in items)  # pyright: ignore[reportReturnType]
+
+    lookup = dict(items)
+    return tuple(lookup[key] for key in keys), rebuild
+
+
+class _StackedPoint(Point):
+    """The evaluation with its stacked weights, whose plain gradients are the per-example gradients."""
+
+    def __init__(self, stacked: dict[str, Tensor], output: Tensor) -> None:
+        self.stacked = stacked
+        self.output = output
+        self.logits = output.detach()
+
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False) -> PerExampleGradient:
+        """Return the gradients of the stacked weights."""
+        if not self.output.requires_grad:
+            return PerExampleGradient({}, self.logits.shape[0])
+        gradients = torch.autograd.grad(
+            self.output, list(self.stacked.values()), cotangent.to(self.output.dtype), retain_graph=keep, allow_unused=True
+        )
+        factors = {name: Dense(g) for name, g in zip(self.stacked, gradients, strict=True) if g is not None}
+        return PerExampleGradient(factors, self.logits.shape[0])
+
+    def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
+        """Return the gradients summed over the examples."""
+        factors = self.per_example_gradient(cotangent, keep=keep).factors
+        return {name: factor.dense().sum(0) for name, factor in factors.items()}
