@@ -1,0 +1,164 @@
+"""A user's own data as named arrays: one `.npz` file, or a folder of `.npy` files with the same names.
+
+The names are `[train_|test_]` (none means train) before
+
+    images         uint8 (n, height, width, channels) or (n, height, width); labels count as true unless clean_labels is there
+    inputs         float (n, ...), or uint8 pixels with the channels first; nothing is assumed about the labels' truth
+    labels         integers (n,)
+    clean_labels   integers (n,), optional: the true labels
+    index          integers (n,), optional: stable ids
+
+and `classes`, optional: the class names.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisesam.data.dataset import NoisyDataset
+from noisesam.data.images import unit_pixels
+from noisesam.data.transitions import given_noise
+from noisesam.errors import InputError
+
+LAYOUT = (
+    "train_images (uint8, n x height x width x channels) or train_inputs (float, n x ...) and train_labels, "
+    "and the same with test_"
+)
+
+
+def load_npz(path: Path, split: str, *, name: str) -> NoisyDataset:
+    """Read a split of an `.npz` file in the layout above; pickled arrays are refused.
+
+    Args:
+        path: The file.
+        split: "train" or "test".
+        name: Name of the resulting data set.
+
+    Returns:
+        The data set; inputs are float32, images (n, channels, height, width) in [0, 1].
+
+    Raises:
+        InputError: For a file that is no `.npz`, lacks the arrays of the split, or holds unusable ones.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(
+                    f"{path}: a single array", expected="an .npz file with named arrays", remedy="Write it with np.savez"
+                )
+            return _build(archive.files, lambda key: archive[key], split, path, name)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable .npz file ({error})", expected="a whole file", remedy="Write it again"
+        ) from None
+
+
+def load_folder(folder: Path, split: str, *, name: str) -> NoisyDataset:
+    """Read a split of a folder of `.npy` files named as in the layout above.
+
+    Args:
+        folder: The folder.
+        split: "train" or "test".
+        name: Name of the resulting data set.
+
+    Returns:
+        As `load_npz`.
+
+    Raises:
+        InputError: As `load_npz`.
+    """
+    keys = [file.stem for file in sorted(folder.glob("*.npy"))]
+    return _build(keys, lambda key: np.load(folder / f"{key}.npy", allow_pickle=False), split, folder, name)
+
+
+def _build(keys: Collection[str], read: Callable[[str], np.ndarray], split: str, where: Path, name: str) -> NoisyDataset:
+    """Put the arrays of one split together."""
+
+    def key_of(part: str, of: str = split) -> str | None:
+        candidates = (f"{of}_{part}", part) if of == "train" else (f"{of}_{part}",)
+        return next((key for key in candidates if key in keys), None)
+
+    def array(key: str) -> np.ndarray:
+        try:
+            return read(key)
+        except (ValueError, EOFError) as error:
+            raise InputError(
+                f"{where}: array {key!r} cannot be read ({error})",
+                expected="plain numbers or strings",
+                remedy="Save it with a numeric or string dtype, not as Python objects",
+            ) from None
+
+    def integers(part: str, of: str = split) -> Tensor | None:
+        key = key_of(part, of)
+        if key is None:
+            return None
+        values = array(key)
+        if values.dtype.kind not in "iu":
+            raise InputError(
+                f"{where}: {key!r} of type {values.dtype}", expected="integers", remedy="Save class numbers from 0"
+            )
+        return torch.from_numpy(values.astype(np.int64))
+
+    images_key, inputs_key = key_of("images"), key_of("inputs")
+    labels = integers("labels")
+    if labels is None or (images_key is None and inputs_key is None):
+        raise InputError(
+            f"{where}: no {split} examples, its arrays are {', '.join(sorted(keys)) or 'none'}",
+            expected=LAYOUT,
+            remedy=f"Add the arrays of the {split} split, or ask for another split",
+        )
+    if images_key is not None:
+        inputs = _channels_first(array(images_key), images_key, where)
+    else:
+        inputs = _numbers(array(str(inputs_key)), str(inputs_key), where)
+    clean = integers("clean_labels")
+    if clean is None and images_key is not None:
+        clean = labels.clone()
+    if "classes" in keys:
+        classes = tuple(str(c) for c in array("classes"))
+    else:
+        # Both splits are looked at: a class that the test images lack must still have its number.
+        present = [integers(part, of) for part in ("labels", "clean_labels") for of in ("train", "test")]
+        largest = max((int(part.max()) for part in present if part is not None and part.numel()), default=0)
+        classes = tuple(str(k) for k in range(largest + 1))
+    dataset = NoisyDataset(
+        inputs,
+        labels,
+        clean_labels=clean,
+        index=integers("index"),  # pyright: ignore[reportArgumentType]  # None numbers the rows
+        classes=classes,
+        name=name,
+    )
+    return given_noise(dataset, source=where.name)
+
+
+def _channels_first(pixels: np.ndarray, key: str, where: Path) -> Tensor:
+    """Turn stored images into (n, channels, height, width) in [0, 1]."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        raise InputError(
+            f"{where}: {key!r} of type {pixels.dtype} and shape {pixels.shape}",
+            expected="uint8 of shape (n, height, width, channels) or (n, height, width)",
+            remedy="Store floating images with the channels first under the name `inputs`",
+        )
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    return unit_pixels(pixels.transpose(0, 3, 1, 2))
+
+
+def _numbers(values: np.ndarray, key: str, where: Path) -> Tensor:
+    """Turn stored inputs into float32: floating values as they are, bytes as pixels."""
+    if values.dtype == np.uint8:
+        return unit_pixels(values)
+    if values.dtype.kind != "f":
+        raise InputError(
+            f"{where}: {key!r} of type {values.dtype}",
+            expected="floating values, or uint8 pixels",
+            remedy="Save it with .astype('float32')",
+        )
+    return torch.from_numpy(values.astype(np.float32))

@@ -1,0 +1,137 @@
+"""A user's own data as a table: one row per example in a `.csv` file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from noisesam.data.dataset import NoisyDataset
+from noisesam.data.transitions import given_noise
+from noisesam.data.validation import name_rows
+from noisesam.errors import InputError
+
+_RESERVED = ("label", "clean_label", "index")
+
+
+def load_csv(path: Path, split: str, *, name: str) -> NoisyDataset:
+    """Read a `.csv` file with a header line, or `train.csv` and `test.csv` of a folder.
+
+    Columns `label` (without one, the last column), `clean_label` and `index` (both optional) are what they say; every other
+    column is a feature. Labels are class numbers from 0 or class names; names are numbered in alphabetical order over both
+    files of a folder.
+
+    Args:
+        path: A `.csv` file, which is the training split, or a folder with `train.csv` and perhaps `test.csv`.
+        split: "train" or "test".
+        name: Name of the resulting data set.
+
+    Returns:
+        A data set with inputs of shape (n, features), float32.
+
+    Raises:
+        InputError: For a missing split, features that are no numbers, or unusable labels.
+    """
+    files = {"train": path} if path.is_file() else {part: path / f"{part}.csv" for part in ("train", "test")}
+    if split not in files or not files[split].is_file():
+        raise InputError(
+            f"{path}: no {split} split",
+            expected="a folder with train.csv and test.csv",
+            remedy="Put both files into one folder under these names and give the folder",
+        )
+    tables = {part: _read(file) for part, file in files.items() if file.is_file()}
+    table = tables[split]
+    columns = [column for column in table.columns if column not in _RESERVED]
+    if any([c for c in other.columns if c not in _RESERVED] != columns for other in tables.values()):
+        raise InputError(
+            f"{path}: train.csv and test.csv differ in their features", expected="the same columns", remedy="Align them"
+        )
+    classes = _class_names(list(tables.values()), path)
+    labels = _numbers_of(table["label"], classes, files[split])
+    assert labels is not None
+    dataset = NoisyDataset(
+        _features(table[columns], files[split]),
+        labels,
+        clean_labels=_numbers_of(table.get("clean_label"), classes, files[split]),
+        index=_ids(table, files[split]),  # pyright: ignore[reportArgumentType]  # None numbers the rows
+        classes=classes,
+        name=name,
+    )
+    return given_noise(dataset, source=files[split].name)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """Read the table, and call the last column `label` if none has that name."""
+    try:
+        table = pd.read_csv(file)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file}: not a readable table ({error})", expected="a .csv file with a header", remedy="Check it"
+        ) from None
+    if "label" not in table.columns and table.columns[-1] not in _RESERVED:
+        table = table.rename(columns={table.columns[-1]: "label"})
+    if "label" not in table.columns or table.shape[1] < 2:
+        raise InputError(
+            f"{file}: columns {', '.join(map(str, table.columns))}",
+            expected="a column `label` and at least one feature",
+            remedy="Add them",
+        )
+    return table
+
+
+def _class_names(tables: list[pd.DataFrame], path: Path) -> tuple[str, ...]:
+    """Number the classes over all labels of all files."""
+    columns = [table[column] for table in tables for column in ("label", "clean_label") if column in table.columns]
+    if any(bool(column.isna().any()) for column in columns):
+        raise InputError(f"{path}: empty labels", expected="a label in every row", remedy="Fill them or drop these rows")
+    values = np.concatenate([column.to_numpy() for column in columns])
+    if all(pd.api.types.is_integer_dtype(column) for column in columns):
+        return tuple(str(k) for k in range(max(int(values.max(initial=0)), 0) + 1))
+    if any(pd.api.types.is_float_dtype(column) for column in columns):
+        raise InputError(
+            f"{path}: labels with a decimal point", expected="class numbers or names", remedy="Write whole numbers"
+        )
+    return tuple(sorted({str(value) for value in values}))
+
+
+def _numbers_of(column: pd.Series | None, classes: tuple[str, ...], file: Path) -> Tensor | None:
+    """Turn class numbers or names into int64."""
+    if column is None:
+        return None
+    if pd.api.types.is_integer_dtype(column):
+        numbers = column.to_numpy().astype(np.int64)
+    else:
+        position = {name: k for k, name in enumerate(classes)}
+        numbers = np.array([position[str(value)] for value in column], dtype=np.int64)
+    if len(numbers) and numbers.min() < 0:
+        raise InputError(f"{file}: label {numbers.min()}", expected="class numbers from 0", remedy="Renumber the classes")
+    return torch.from_numpy(numbers)
+
+
+def _features(table: pd.DataFrame, file: Path) -> Tensor:
+    """Turn the feature columns into float32, naming columns and rows that are no numbers."""
+    for column in table.columns:
+        if not pd.api.types.is_numeric_dtype(table[column]):
+            raise InputError(
+                f"{file}: column {column!r} holds text", expected="numbers", remedy="Encode it, or name it `label`"
+            )
+    missing = np.flatnonzero(table.isna().any(axis=1).to_numpy())
+    if len(missing):
+        raise InputError(
+            f"{file}: empty cells in {name_rows(missing.tolist(), len(missing))}",
+            expected="a number in every cell",
+            remedy="Fill them",
+        )
+    return torch.from_numpy(table.to_numpy(dtype=np.float32, copy=True))
+
+
+def _ids(table: pd.DataFrame, file: Path) -> Tensor | None:
+    """Return the stable ids if the table has them."""
+    if "index" not in table.columns:
+        return None
+    if not pd.api.types.is_integer_dtype(table["index"]):
+        raise InputError(f"{file}: column 'index' is not whole numbers", expected="distinct ids from 0", remedy="Leave it out")
+    return torch.from_numpy(table["index"].to_numpy(dtype=np.int64, copy=True))
