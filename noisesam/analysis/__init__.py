@@ -64,3 +64,25 @@ findings(runs, baseline="sgd") -> list[str]: sentences in plain language, comput
 interval(values, confidence=0.95, method="t", seed=0) -> Interval(mean, sd, low, high, n)
 paired_difference(values, baseline, ...) -> Interval of values - baseline over common keys (seeds)
 """
+
+from noisesam.analysis.comparison import paired_differences, summary
+from noisesam.analysis.curves import memorisation, norms
+from noisesam.analysis.statistics import Interval, interval, paired_difference
+from noisesam.analysis.stopping import at_equal_clean_accuracy, early_stopping, noise_fitting_onset
+from noisesam.analysis.weights import gradient_weight, gradient_weight_at_equal_weights, weights_against_loss
+
+__all__ = [
+    "Interval",
+    "at_equal_clean_accuracy",
+    "early_stopping",
+    "gradient_weight",
+    "gradient_weight_at_equal_weights",
+    "interval",
+    "memorisation",
+    "noise_fitting_onset",
+    "norms",
+    "paired_difference",
+    "paired_differences",
+    "summary",
+    "weights_against_loss",
+]
