@@ -26,7 +26,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
             output = model(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         integers = sorted({str(t.dtype) for t in _tensors(inputs) if not (t.is_floating_point() or t.is_complex())})
-        if integers and "mat1 and mat2 must have the same dtype" in str(error) or integers and "Input type" in str(error):
+        if integers and ("must have the same dtype" in str(error) or "Input type" in str(error)):
             raise InputError(
                 f"Inputs of dtype {', '.join(integers)} to a model that computes in floating point",
                 expected=f"inputs of dtype {next((str(p.dtype) for p in model.parameters()), 'torch.float32')}",

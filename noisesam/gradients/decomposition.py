@@ -14,7 +14,7 @@ from noisesam.gradients.batch import Batch, Inputs, check_chunk_size, devices_of
 from noisesam.gradients.engine.proof import refuse_batch_normalisation
 from noisesam.gradients.engine.selection import engine_for
 from noisesam.gradients.factors import Dense, Factor, Shared
-from noisesam.gradients.losses import PerExampleLoss, resolve, stable_norm
+from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm
 from noisesam.gradients.points import Engine
 from noisesam.gradients.randomness import RandomState
@@ -102,25 +102,44 @@ def decompose(
     """
     if rho is not None and perturbation is not None:
         raise InputError("Both rho and perturbation", expected="one of them", remedy="Leave one out.")
-    resolved = resolve(loss)
-    batch = Batch.of(inputs, targets)
-    parameters = trainable(model)
-    radii = None if rho is None else dict.fromkeys(parameters, check_rho(rho))
-    given = None if perturbation is None else _check_perturbation(perturbation, parameters, batch.size)
+    radii = None if rho is None else dict.fromkeys(trainable(model), check_rho(rho))
+    return decompose_batch(
+        model,
+        Batch.of(inputs, targets),
+        resolve(loss),
+        radii,
+        perturbation,
+        engine=engine,
+        chunk_size=check_chunk_size(chunk_size),
+    )
+
+
+def decompose_batch(
+    model: nn.Module,
+    batch: Batch,
+    loss: Loss,
+    radii: Mapping[str, float] | None = None,
+    perturbation: Mapping[str, Tensor] | None = None,
+    *,
+    engine: str = "auto",
+    chunk_size: int | None = None,
+) -> GradientDecomposition:
+    """Decompose a checked batch; each parameter may have its own radius."""
+    given = None if perturbation is None else _check_perturbation(perturbation, trainable(model), batch.size)
     devices = devices_of(model)
     parts = []
     with torch.enable_grad():
-        for rows, chunk in batch.chunks(check_chunk_size(chunk_size)):
+        for rows, chunk in batch.chunks(chunk_size):
             chosen = engine_for(model, chunk.inputs, engine)
             state = RandomState.capture(devices)
             perturbs = radii is not None or given is not None
             point = chosen.at(chunk.inputs)
-            residual = resolved.residual(point.logits, chunk.targets)
+            residual = loss.residual(point.logits, chunk.targets)
             residual_norm = stable_norm(residual)
             (gradient, gain), gradient_norm = gradient_and_norm(point, residual, keep=perturbs)
             columns: dict[str, Tensor] = {
                 "logits": point.logits,
-                "losses": resolved(point.logits, chunk.targets),
+                "losses": loss(point.logits, chunk.targets),
                 "residual": residual,
                 "residual_norm": residual_norm,
                 "gradient_norm": gradient_norm,
@@ -132,13 +151,13 @@ def decompose(
                 state.restore()
                 moved = chosen.at(chunk.inputs, eps, previous=point)
                 after.restore()
-                perturbed = resolved.residual(moved.logits, chunk.targets)
+                perturbed = loss.residual(moved.logits, chunk.targets)
                 perturbed_norm = stable_norm(perturbed)
                 _, at_perturbed = gradient_and_norm(moved, perturbed, keep=True)
                 _, jacobian_moved = gradient_and_norm(moved, residual)
                 _, logit_moved = gradient_and_norm(point, perturbed)
                 columns |= {
-                    "perturbed_losses": resolved(moved.logits, chunk.targets),
+                    "perturbed_losses": loss(moved.logits, chunk.targets),
                     "perturbed_residual": perturbed,
                     "perturbed_residual_norm": perturbed_norm,
                     "perturbed_gradient_norm": at_perturbed,
@@ -228,5 +247,3 @@ def _rows(given: Mapping[str, Factor], rows: slice) -> dict[str, Factor]:
         name: Shared(factor.tensor, count) if isinstance(factor, Shared) else Dense(factor.dense()[rows])
         for name, factor in given.items()
     }
-
-

@@ -55,7 +55,7 @@ class CrossEntropy(Loss):
         self.check(logits, targets)
         logits = accurate(logits)
         observed = targets.unsqueeze(1)
-        # log1p of the other classes' odds: -log_softmax rounds to zero as soon as p_y rounds to one. Past 40 softplus is linear.
+        # log1p of the other classes' odds: -log_softmax is zero once p_y rounds to one. Past 40 softplus is linear.
         differences = (logits - logits.gather(1, observed)).scatter(1, observed, -torch.inf)
         return torch.nn.functional.softplus(torch.logsumexp(differences, 1), threshold=40.0)
 

@@ -87,7 +87,7 @@ class _Functional(nn.Module):
         return functional_call(model, weights, args, kwargs)  # pyright: ignore[reportArgumentType]
 
 
-def _split(inputs: Inputs, examples: int):  # noqa: ANN202
+def _split(inputs: Inputs, examples: int):
     """Separate the tensors that have an example axis from the rest, and say how to put them together again."""
     if isinstance(inputs, Tensor):
         return (inputs,), lambda values: values[0]

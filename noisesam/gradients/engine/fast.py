@@ -62,5 +62,9 @@ class _TapedPoint(Point):
             return (None,) * len(self.parameters)
         with torch.autocast(self.output.device.type, enabled=False):
             return torch.autograd.grad(
-                self.output, list(self.parameters.values()), cotangent.to(self.output.dtype), retain_graph=keep, allow_unused=True
+                self.output,
+                list(self.parameters.values()),
+                cotangent.to(self.output.dtype),
+                retain_graph=keep,
+                allow_unused=True,
             )

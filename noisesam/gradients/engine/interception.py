@@ -35,7 +35,7 @@ for _attribute in (
         _HARMLESS.add(getattr(torch.Tensor, _attribute).__get__)
 
 
-class UnsupportedParameterUse(Exception):
+class UnsupportedParameterUse(Exception):  # noqa: N818 - a signal between engine and selection, never shown
     """A torch function uses a parameter in a way for which no exact rule stands; the reference engine takes over."""
 
 
@@ -86,7 +86,7 @@ class Interception(TorchFunctionMode):
     def _first_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return f"the parameter {self.tape.name(next(self._parameters(args, kwargs)))!r}"
 
-    def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]):  # noqa: ANN202
+    def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
                 if self.tape.tracks(value):

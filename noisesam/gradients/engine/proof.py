@@ -193,7 +193,7 @@ def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module):  # noqa: ANN202
+def _undisturbed(model: nn.Module):
     """Leave generators and buffers as they were."""
     state = RandomState.capture(devices_of(model))
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

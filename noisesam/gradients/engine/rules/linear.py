@@ -20,7 +20,7 @@ from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared
 
 
 @register_rule(torch.nn.functional.linear)
-def linear_rule(tape: Tape, function: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Evaluate a linear map at w or w + eps_i, recording or sharing its gradients on the way back."""
     if input.shape[0] != tape.examples or input.dim() < 2:
         raise UnsupportedParameterUse(f"'linear' sees an input of shape {tuple(input.shape)} for {tape.examples} examples")

@@ -1,0 +1,297 @@
+"""What every method is: it takes the place of `loss.backward()` and nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from noisesam.errors import InputError, NoisesamError
+from noisesam.gradients.batch import Batch, Inputs, call_model, check_chunk_size, devices_of, trainable
+from noisesam.gradients.decomposition import decompose_batch
+from noisesam.gradients.losses import PerExampleLoss, resolve
+from noisesam.gradients.mixed_point import check_rho
+from noisesam.gradients.randomness import RandomState
+from noisesam.methods.result import Outcome, Scales, StepResult, StepTerms
+
+
+class NonFiniteLossError(NoisesamError, FloatingPointError):
+    """A loss is NaN or infinite and no scaler was handed in to skip the step."""
+
+
+class Method(ABC):
+    """A rule that turns a batch into a gradient in `.grad`.
+
+        optimizer.zero_grad()
+        result = method.backward(inputs, targets, index=index)
+        optimizer.step()
+
+    The gradient is that of the mean over the batch handed in. The weights are afterwards what they were, to the last bit.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    rule: ClassVar[str]
+    cost: ClassVar[str]
+    passes: ClassVar[tuple[str, str]]
+    """Forward and backward passes over the batch per step."""
+    reference: ClassVar[str]
+    hyperparameters: ClassVar[Mapping[str, str]] = {}
+    """What each hyper-parameter means; the defaults stand in the signature."""
+    limits: ClassVar[tuple[str, ...]] = ()
+    rho: float | None = None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        loss: str | PerExampleLoss = "cross_entropy",
+        chunk_size: int | None = None,
+        parameter_groups: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"A model of type {type(model).__name__}", expected="a torch.nn.Module")
+        self.model = model
+        self.loss = resolve(loss)
+        self.chunk_size = check_chunk_size(chunk_size)
+        self.parameter_groups = list(parameter_groups or [])
+        self.steps = 0
+        self._radii_by_id = self._group_radii()
+
+    # ------------------------------------------------------------------ the step
+
+    def backward(
+        self,
+        inputs: Inputs,
+        targets: Tensor,
+        *,
+        index: Tensor | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        scale: float = 1.0,
+        new_step: bool = True,
+    ) -> StepResult:
+        """Add the method's gradient of the mean loss of this batch to `.grad`.
+
+        Args:
+            inputs: (b, ...), or a tuple or dict passed as model(*inputs) or model(**inputs); the first axis is the example.
+            targets: (b,) labels, or what the loss takes.
+            index: (b,) stable indices of the examples; needed by methods that remember examples.
+            scaler: A GradScaler: `.grad` then receives its scale times the gradient, as after scaler.scale(loss).backward().
+                If any pass is not finite, `.grad` is filled with inf, so that scaler.step skips, and no state advances.
+            scale: Multiplies the final gradient, never eps: b_i / total for ragged micro-batches.
+            new_step: False for every micro-batch after the first of one step: counters and caches do not move again.
+
+        Returns:
+            Losses, logits and counts of this call.
+
+        Raises:
+            InputError: The batch or the model does not fit the method.
+            FloatingPointError: A loss is not finite and there is no scaler; `.grad` is as before.
+        """
+        batch = Batch.of(inputs, targets, index)
+        parameters = trainable(self.model)
+        loss_scale = self._loss_scale(scaler)
+        with torch.enable_grad():
+            outcome = self._step(batch, parameters, Scales(loss_scale, float(scale)))
+        finite = outcome.finite and self._losses_are_finite(outcome)
+        if finite and scaler is not None:
+            finite = all(bool(value.isfinite().all()) for value in outcome.gradient.values())
+        if not finite and scaler is None:
+            raise self._non_finite(outcome)
+        if not outcome.gradient:
+            raise InputError(
+                f"No trainable parameter of {type(self.model).__name__} takes part in its output",
+                expected="an output that depends on at least one parameter with requires_grad=True",
+                remedy="Check what is frozen, detached or run under torch.no_grad().",
+            )
+        _add_to_grad(parameters, outcome.gradient if finite else _infinite(parameters, outcome.gradient))
+        if finite and new_step:
+            self.steps += 1
+            outcome.commit()
+        evaluated = torch.ones_like(outcome.losses, dtype=torch.bool) if outcome.evaluated is None else outcome.evaluated
+        return StepResult(
+            loss=outcome.losses[evaluated].mean().detach(),
+            logits=outcome.logits.detach(),
+            losses=outcome.losses.detach(),
+            evaluated=evaluated,
+            gradient_norms=None if outcome.gradient_norms is None else outcome.gradient_norms.detach(),
+            forward_examples=outcome.forward_examples,
+            backward_examples=outcome.backward_examples,
+        )
+
+    @abstractmethod
+    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
+        """Compute the gradient, times `scales.total`, and change nothing but torch's generators and the model's buffers."""
+
+    # ------------------------------------------------------------------ what can be asked of a method
+
+    def perturbation(
+        self,
+        inputs: Inputs,
+        targets: Tensor,
+        index: Tensor | None = None,
+    ) -> dict[str, Tensor] | None:
+        """Return eps for this batch: by parameter name, of the parameter's shape (shared) or (b, *shape); None without one."""
+        del inputs, targets, index
+        return None
+
+    def step_terms(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> StepTerms:
+        """Return the norms of the method's own J_i(theta_J)^T r_i(theta_L), one row per example; nothing is changed."""
+        eps = self.perturbation(inputs, targets, index)
+        batch = Batch.of(inputs, targets, index)
+        parts = decompose_batch(self.model, batch, self.loss, perturbation=eps, chunk_size=self.chunk_size)
+        if parts.perturbed_residual_norm is None or parts.perturbed_gradient_norm is None:
+            return StepTerms(parts.residual_norm, parts.gradient_norm)
+        return StepTerms(parts.perturbed_residual_norm, parts.perturbed_gradient_norm)
+
+    def step_gradient(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the gradient that `backward` would add, by parameter name; nothing is changed."""
+        with torch.enable_grad(), _unchanged(self.model):
+            outcome = self._step(Batch.of(inputs, targets, index), trainable(self.model), Scales())
+        return {name: value.detach() for name, value in outcome.gradient.items()}
+
+    def start_epoch(self, epoch: int) -> None:
+        """Tell the method that an epoch starts; methods without epoch rules ignore it."""
+        del epoch
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the method's own state: counters and caches, no weights."""
+        return {"method": self.name, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; the run then goes on to the bit."""
+        if state.get("method") != self.name:
+            raise InputError(
+                f"State of the method {state.get('method')!r}",
+                expected=f"state of {self.name!r}",
+                remedy="Build the method with the configuration of the run that saved it.",
+            )
+        self.steps = int(state["steps"])
+
+    # ------------------------------------------------------------------ shared parts
+
+    def radii(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
+        """Return rho of every parameter: its group's where it has one."""
+        default = 0.0 if self.rho is None else self.rho
+        return {name: self._radii_by_id.get(id(parameter), default) for name, parameter in parameters.items()}
+
+    def _group_radii(self) -> dict[int, float]:
+        radii: dict[int, float] = {}
+        known = {id(parameter) for parameter in self.model.parameters()}
+        for number, group in enumerate(self.parameter_groups):
+            if set(group) != {"params", "rho"}:
+                raise InputError(f"Parameter group {number} with the keys {sorted(group)}", expected="'params' and 'rho'")
+            members: Iterable[Tensor] = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+            for parameter in members:
+                if id(parameter) not in known:
+                    raise InputError(f"Parameter group {number} holds a tensor that is no parameter of the model")
+                if id(parameter) in radii:
+                    raise InputError(f"Parameter group {number} repeats a parameter of another group")
+                radii[id(parameter)] = check_rho(group["rho"])
+        return radii
+
+    def _mean_gradient(
+        self, batch: Batch, parameters: dict[str, nn.Parameter], scale: float
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return scale times the gradient of the mean loss at the present weights, with logits and losses."""
+        if self.chunk_size is not None and self.chunk_size < batch.size:
+            self._refuse_chunked_batch_normalisation()
+        gradient: dict[str, Tensor] = {}
+        rows: list[tuple[Tensor, Tensor]] = []
+        for _, chunk in batch.chunks(self.chunk_size):
+            output = call_model(self.model, chunk.inputs)
+            residual = self.loss.residual(output, chunk.targets) * (scale / batch.size)
+            rows.append((output.detach(), self.loss(output.detach(), chunk.targets)))
+            for name, value in pull_back(output, residual, parameters).items():
+                gradient[name] = gradient[name] + value if name in gradient else value
+        logits, losses = (torch.cat(column) for column in zip(*rows, strict=True))
+        return gradient, logits, losses
+
+    def _refuse_chunked_batch_normalisation(self) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                raise InputError(
+                    f"chunk_size={self.chunk_size} with {name!r} ({type(module).__name__}) in training mode",
+                    expected="the whole batch at once: chunks would be normalised by their own statistics",
+                    remedy="Leave chunk_size out, use another normalisation, or freeze that layer with .eval().",
+                )
+
+    def _loss_scale(self, scaler: torch.amp.GradScaler | None) -> float:
+        if scaler is None:
+            return 1.0
+        # scaler.scale also creates the scaler's state on the device, which scaler.step asks for.
+        device = next(self.model.parameters()).device
+        return float(scaler.scale(torch.ones((), device=device)))
+
+    def _losses_are_finite(self, outcome: Outcome) -> bool:
+        losses = outcome.losses if outcome.evaluated is None else outcome.losses[outcome.evaluated]
+        return all(bool(values.isfinite().all()) for values in [losses, *outcome.further_losses])
+
+    def _non_finite(self, outcome: Outcome) -> NonFiniteLossError:
+        for where, losses in [("w", outcome.losses), *(("the perturbed weights", other) for other in outcome.further_losses)]:
+            evaluated = torch.ones_like(losses, dtype=torch.bool) if outcome.evaluated is None else outcome.evaluated
+            rows = (~losses.isfinite() & evaluated).nonzero().flatten().tolist()
+            if rows:
+                shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+                return NonFiniteLossError(
+                    f"The loss at {where} is not finite at row(s) {shown} of the batch",
+                    expected="finite losses",
+                    remedy="Look at these inputs for NaN or infinite values, lower the learning rate or rho, or pass a scaler.",
+                )
+        return NonFiniteLossError(
+            "The ascent gradient is not finite",
+            expected="finite gradients",
+            remedy="Lower the learning rate, or pass a scaler.",
+        )
+
+
+def pull_back(output: Tensor, residual: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return sum_i J_i^T residual_i by parameter name, without touching `.grad`; parameters that play no part are absent."""
+    if not output.requires_grad:
+        return {}
+    with torch.autocast(output.device.type, enabled=False):
+        gradients = torch.autograd.grad(output, list(parameters.values()), residual.to(output.dtype), allow_unused=True)
+    return {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+
+
+def _add_to_grad(parameters: Mapping[str, nn.Parameter], gradient: Mapping[str, Tensor]) -> None:
+    """Add to `.grad` once everything has been computed, so that an exception leaves no half of a gradient behind."""
+    taken: set[int] = set()
+    with torch.no_grad():
+        for name, value in gradient.items():
+            parameter = parameters[name]
+            value = value.detach().to(parameter.dtype)
+            if parameter.grad is None:
+                # Autograd may hand one tensor to two parameters; in-place clipping would then act twice.
+                own = value.is_contiguous() and value.data_ptr() not in taken
+                parameter.grad = value if own else value.clone(memory_format=torch.contiguous_format)
+                taken.add(value.data_ptr())
+            else:
+                parameter.grad.add_(value)
+
+
+def _infinite(parameters: Mapping[str, nn.Parameter], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = gradient or parameters
+    return {name: torch.full_like(parameters[name], torch.inf) for name in names}
+
+
+class _unchanged:  # noqa: N801
+    """Leave the model's buffers and torch's generators as they were."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.state = RandomState.capture(devices_of(self.model))
+        self.buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+
+    def __exit__(self, *exception: object) -> None:
+        self.state.restore()
+        with torch.no_grad():
+            for buffer, copy in self.buffers:
+                buffer.copy_(copy)

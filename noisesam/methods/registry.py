@@ -1,0 +1,114 @@
+"""The family by name: one line each. Tables, the command line and the conformance tests follow from here."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from noisesam.errors import InputError, nearest_name, unknown_name
+from noisesam.gradients.losses import PerExampleLoss
+from noisesam.methods.base import Method
+
+_REGISTRY: dict[str, str] = {
+    "sgd": "noisesam.methods.sgd:SGD",
+    "sam": "noisesam.methods.sam:SAM",
+    "m-sam": "noisesam.methods.m_sam:MSAM",
+    "1-sam": "noisesam.methods.per_example:OneSAM",
+    "l-sam": "noisesam.methods.per_example:LSAM",
+    "j-sam": "noisesam.methods.per_example:JSAM",
+    "reg-sgd": "noisesam.methods.reg_sgd:RegularizedSGD",
+}
+
+COMMON = {
+    "chunk_size": "examples per chunk, None for the whole batch; changes memory, not the result beyond rounding",
+    "parameter_groups": "[{'params': ..., 'rho': ...}]: groups of parameters with their own rho",
+}
+
+
+@dataclass(frozen=True)
+class MethodDescription:
+    """What the registry knows of a method."""
+
+    name: str
+    title: str
+    rule: str
+    cost: str
+    passes: tuple[str, str]
+    """Forward and backward passes over the batch per step."""
+    reference: str
+    hyperparameters: Mapping[str, tuple[Any, str]]
+    """Default and meaning of every hyper-parameter."""
+    limits: tuple[str, ...]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all methods, the baseline first."""
+    return tuple(_REGISTRY)
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of a method.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    if name not in _REGISTRY:
+        raise unknown_name("method", name, _REGISTRY)
+    module, attribute = _REGISTRY[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def describe(name: str) -> MethodDescription:
+    """Return rule, cost, reference and hyper-parameters of a method.
+
+    Example:
+        >>> describe("1-sam").rule
+        'mean_i J_i(w+eps_i)^T r_i(w+eps_i)'
+        >>> describe("1-sam").hyperparameters["rho"][0]
+        0.01
+    """
+    kind = method_class(name)
+    meanings = {**kind.hyperparameters, **COMMON}
+    defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+    hyperparameters = {key: (defaults.get(key), meaning) for key, meaning in meanings.items()}
+    return MethodDescription(
+        kind.name, kind.title, kind.rule, kind.cost, kind.passes, kind.reference, hyperparameters, kind.limits
+    )
+
+
+def make(name: str, model: nn.Module, *, loss: str | PerExampleLoss = "cross_entropy", **hyperparameters: Any) -> Method:
+    """Build a method by name.
+
+    Args:
+        name: One of `names()`.
+        model: The model whose gradient it computes.
+        loss: A name or a callable (logits, targets) -> losses (n,).
+        hyperparameters: As listed by `describe(name)`.
+
+    Returns:
+        The method; call its `backward` in place of `loss.backward()`.
+
+    Raises:
+        InputError: The name, a hyper-parameter's name or its value is not valid.
+
+    Example:
+        >>> import torch
+        >>> make("sam", torch.nn.Linear(3, 2), rho=0.1).rho
+        0.1
+    """
+    kind = method_class(name)
+    valid = describe(name).hyperparameters
+    for key in hyperparameters:
+        if key not in valid:
+            close = nearest_name(key, valid)
+            raise InputError(
+                f"Unknown hyper-parameter {key!r} of the method {name!r}",
+                expected="one of: " + ", ".join(valid),
+                remedy=f"Did you mean {close!r}?" if close else "",
+            )
+    return kind(model, loss=loss, **hyperparameters)
