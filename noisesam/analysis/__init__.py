@@ -69,12 +69,14 @@ from noisesam.analysis.comparison import paired_differences, summary
 from noisesam.analysis.curves import memorisation, norms
 from noisesam.analysis.statistics import Interval, interval, paired_difference
 from noisesam.analysis.stopping import at_equal_clean_accuracy, early_stopping, noise_fitting_onset
+from noisesam.analysis.verdicts import findings
 from noisesam.analysis.weights import gradient_weight, gradient_weight_at_equal_weights, weights_against_loss
 
 __all__ = [
     "Interval",
     "at_equal_clean_accuracy",
     "early_stopping",
+    "findings",
     "gradient_weight",
     "gradient_weight_at_equal_weights",
     "interval",
