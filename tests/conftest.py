@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -31,3 +32,17 @@ def _figures_are_closed():
     pyplot = sys.modules.get("matplotlib.pyplot")
     if pyplot is not None:
         pyplot.close("all")
+
+
+@pytest.fixture(scope="session")
+def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `noisesam demo --quick` has filled, made once per worker; read it, do not write into it."""
+    from typer.testing import CliRunner
+
+    from noisesam.cli import app
+
+    folder = tmp_path_factory.mktemp("demo") / "quick"
+    result = CliRunner().invoke(app, ["demo", "--quick", "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    (folder / "output.txt").write_text(result.output, encoding="utf-8")
+    return folder

@@ -1,0 +1,32 @@
+"""Commands whose place is kept: their names are reserved, and calling one says so instead of guessing."""
+
+from __future__ import annotations
+
+import typer
+
+from noisesam.cli.console import err
+
+PLANNED = {
+    "sweep": "runs over a grid of settings. Until then: a loop over `noisesam train CONFIG.toml --set ... --out ...`",
+    "reproduce": "the experiments of a paper in one command. Until then: `noisesam demo`, and `noisesam train` on examples/",
+    "bench": "the cost table on this machine. Until then: step_seconds of a run, as `noisesam analyze` shows it",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add one hidden command per planned name; it takes any arguments and exits with status 2."""
+    for name, meaning in PLANNED.items():
+        _add(app, name, meaning)
+
+
+def _add(app: typer.Typer, name: str, meaning: str) -> None:
+    def planned() -> None:
+        err.print(f"noisesam {name} is not available in this version. Planned: {meaning}.", markup=False)
+        raise typer.Exit(2)
+
+    app.command(
+        name,
+        hidden=True,
+        help=f"Not available in this version. Planned: {meaning}.",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(planned)

@@ -1,0 +1,140 @@
+"""`noisesam readme` (hidden): fill the README's generated sections from the registry and from saved runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noisesam.cli.console import say
+from noisesam.cli.methods import short_reference
+from noisesam.cli.report import mean_and_sd, short
+from noisesam.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+EVERYWHERE = ("chunk_size", "parameter_groups")
+"""Hyper-parameters that every method takes; the README names them once."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the hidden command."""
+    app.command("readme", hidden=True)(readme)
+
+
+def readme(
+    runs: Annotated[Path | None, typer.Option(help="Runs of the demo; without them the demo's section stays.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="The demo's picture (PNG); copied to figures/demo.png with its table.")
+    ] = None,
+    file: Annotated[Path, typer.Option(help="The file to rewrite.")] = Path("README.md"),
+) -> None:
+    """Rewrite the generated sections of README.md: the methods from the registry, the demo's table from saved runs."""
+    text = replaced(file.read_text(encoding="utf-8"), "methods-table", methods_table())
+    if runs is not None:
+        from noisesam.cli.analyze import analysed, open_all
+
+        collection, problems = open_all([runs])
+        if problems:
+            raise RunError(
+                f"{len(problems)} problems under {runs}: {problems[0]}", expected="whole runs", remedy="noisesam demo"
+            )
+        tables = analysed(collection, "sgd")
+        text = replaced(
+            text, "demo-table", demo_section(tables, picture=keep_figure(figure, file.parent) if figure is not None else "")
+        )
+    file.write_text(text, encoding="utf-8")
+    say(f"{file} rewritten: methods-table" + (", demo-table" if runs is not None else ""))
+
+
+def replaced(text: str, section: str, content: str) -> str:
+    """Put content between the comments that delimit a section.
+
+    Example:
+        >>> print(replaced("<!-- a -->old<!-- /a -->", "a", "new"))
+        <!-- a -->
+        new
+        <!-- /a -->
+    """
+    pattern = re.compile(rf"<!-- {re.escape(section)} -->.*?<!-- /{re.escape(section)} -->", re.DOTALL)
+    if not pattern.search(text):
+        raise InputError(f"The file has no section {section}", expected=f"<!-- {section} --> and <!-- /{section} -->")
+    return pattern.sub(lambda _: f"<!-- {section} -->\n{content}\n<!-- /{section} -->", text)
+
+
+def markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    r"""Lay out a Markdown table; a bar in a cell is escaped.
+
+    Example:
+        >>> print(markdown_table(("a", "b"), [("||g||", "1")]))
+        | a | b |
+        |---|---|
+        | \|\|g\|\| | 1 |
+    """
+    lines = [columns, *((cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows)]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(columns), *text[1:]])
+
+
+def linked(reference: str) -> str:
+    """Authors and year, linked to arXiv where the paper is there.
+
+    Example:
+        >>> linked("Foret et al. 2021, arXiv 2010.01412")
+        '[Foret et al. 2021](https://arxiv.org/abs/2010.01412)'
+    """
+    found = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", reference)
+    return f"[{short_reference(reference)}](https://arxiv.org/abs/{found.group(1)})" if found else short_reference(reference)
+
+
+def methods_table() -> str:
+    """The registry as Markdown."""
+    from noisesam.methods import describe, names
+
+    rows = []
+    for one in map(describe, names()):
+        parameters = ", ".join(f"`{key}`" for key in one.hyperparameters if key not in EVERYWHERE)
+        rows.append((f"`{one.name}`", one.rule, one.cost, parameters or "-", linked(one.reference)))
+    return markdown_table(("name", "gradient of the step", "cost", "hyper-parameters", "reference"), rows)
+
+
+def keep_figure(figure: Path, root: Path) -> str:
+    """Copy a figure and the numbers beside it to figures/demo.*; the Markdown that shows it."""
+    if not figure.is_file():
+        raise RunError(f"There is no figure {figure}", expected="a PNG that `noisesam demo` drew")
+    (root / "figures").mkdir(exist_ok=True)
+    for suffix in (".png", ".csv"):
+        beside = figure.with_suffix(suffix)
+        if beside.exists():
+            shutil.copyfile(beside, root / "figures" / f"demo{suffix}")
+    return "![Accuracy over training on clean, mislabelled and test images, method by method](figures/demo.png)"
+
+
+def demo_section(tables: dict[str, Any], picture: str = "") -> str:
+    """The demo's summary as Markdown, with its seeds and spread, and its findings in words."""
+    summary: pd.DataFrame = tables["summary"]
+    rows: list[tuple[str, ...]] = []
+    for row in summary.to_dict("records"):
+        accuracies = (
+            mean_and_sd(row[f"{one}_test_accuracy_mean"], row[f"{one}_test_accuracy_sd"])
+            for one in ("oracle", "validation", "last")
+        )
+        fitted = (short(row[f"{one}_noisy_fitted_mean"]) for one in ("oracle", "last"))
+        rows.append((f"`{row['method']}`", *accuracies, *fitted, f"{float(row['early_ratio_mean']):.2f}"))
+    columns = (
+        "method",
+        "best test accuracy (oracle)",
+        "chosen on noisy validation",
+        "last epoch",
+        "wrong labels fitted at best",
+        "at last",
+        "clean/noisy gradient weight, early",
+    )
+    seeds = f"Mean ± standard deviation over {int(summary['seeds'].max())} seeds."
+    sentences = "\n".join(f"- {sentence}" for sentence in tables["findings"])
+    return "\n\n".join(part for part in (picture, markdown_table(columns, rows), seeds, sentences) if part)
