@@ -198,6 +198,16 @@ class JSAMRegularizer:
         self._recorded = None
         return penalty
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer whose input and weight are penalised; its training mode decides whether a forward is recorded."""
+        return self._last
+
+    @property
+    def hidden_layer(self) -> nn.Linear | None:
+        """The hidden layer of adaptive mode; None in constant mode."""
+        return self._hidden
+
     def remove(self) -> None:
         """Take the hooks off the model; the regularizer cannot be called afterwards."""
         for handle in self._handles:

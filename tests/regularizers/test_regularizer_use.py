@@ -360,6 +360,7 @@ def test_the_last_layer_can_be_named_or_handed_over():
     for layer in ("classify", model.classify):
         regularizer = adaptive(model, last_layer=layer)
         assert repr(regularizer) == "JSAMRegularizer('classify', mode='adaptive', rho=0.1, hidden_layer='stem')"
+        assert (regularizer.hidden_layer, regularizer.last_layer) == (model.stem, model.classify)
         model(INPUTS)
         assert regularizer(TARGETS) > 0
         regularizer.remove()
