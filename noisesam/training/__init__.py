@@ -25,7 +25,7 @@ from noisesam.training.seeding import seed_for as seed_for
 if TYPE_CHECKING:
     from noisesam.training.batches import BatchOrder as BatchOrder
     from noisesam.training.evaluation import evaluate as evaluate
-    from noisesam.training.fit import fit as fit
+    from noisesam.training.fitting import fit as fit
     from noisesam.training.preparation import Prepared as Prepared
     from noisesam.training.preparation import prepare as prepare
     from noisesam.training.validation import validate as validate
@@ -34,7 +34,7 @@ _LAZY = {
     "BatchOrder": "batches",
     "Prepared": "preparation",
     "evaluate": "evaluation",
-    "fit": "fit",
+    "fit": "fitting",
     "prepare": "preparation",
     "validate": "validation",
 }
@@ -42,9 +42,7 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        value = getattr(importlib.import_module(f"noisesam.training.{_LAZY[name]}"), name)
-        globals()[name] = value  # a submodule of the same name must not take the place of its function
-        return value
+        return getattr(importlib.import_module(f"noisesam.training.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'noisesam.training' has no attribute {name!r}")
 
 

@@ -26,8 +26,8 @@ class NoiseConfig:
 
     kind: str = "none"
     rate: float = 0.0
-    source: str = "worst"
-    """For kind "human": aggregate, random1, random2, random3 or worst."""
+    source: str | None = None
+    """For kind "human": aggregate, random1, random2, random3 or worst (CIFAR-10N), noisy (CIFAR-100N); None takes the last."""
 
 
 @dataclass(frozen=True)

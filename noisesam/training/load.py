@@ -15,10 +15,8 @@ from noisesam.errors import ConfigurationError, nearest_name
 from noisesam.training.config import Config
 from noisesam.training.values import check_values
 
-_SECTIONS: dict[str, type] = {
-    field.name: kind
-    for field in dataclasses.fields(Config)
-    if dataclasses.is_dataclass(kind := typing.get_type_hints(Config)[field.name])
+_SECTIONS: dict[str, Any] = {
+    name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)
 }
 _OPEN = {"method": "hyperparameters"}
 """Sections whose unknown keys are gathered in one field: in TOML the hyper-parameters stand flat beside the method's name."""
@@ -249,7 +247,9 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         return float(value)
     if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
-    raise _wrong_type(key, value, {str: "a string", int: "an integer", float: "a number", bool: "true or false"}[hint], optional)
+    raise _wrong_type(
+        key, value, {str: "a string", int: "an integer", float: "a number", bool: "true or false"}[hint], optional
+    )
 
 
 def _wrong_type(key: str, value: Any, expected: str, optional: bool) -> ConfigurationError:

@@ -13,7 +13,7 @@ from noisesam.training.config import Config
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
-HUMAN_SOURCES = ("aggregate", "random1", "random2", "random3", "worst")
+HUMAN_SOURCES = ("aggregate", "random1", "random2", "random3", "worst", "noisy")
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
 
@@ -65,7 +65,9 @@ def check_values(config: Config) -> None:
         if value is not None and not allowed(value):
             raise ConfigurationError(f"{key} = {value!r}", expected=expected)
     for key, choices in _CHOICES.items():
-        check_choice(key, _value(config, key), choices)
+        value = _value(config, key)
+        if value is not None:
+            check_choice(key, value, choices)
     _check_pairs(config)
 
 

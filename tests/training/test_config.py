@@ -26,7 +26,9 @@ from noisesam.training import (
 
 names = st.text("abcdefgh-0123456789", min_size=1, max_size=8)
 scalars = st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
-free = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=5)
+free = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=5
+)
 positive = st.integers(1, 10_000)
 rates = st.floats(0, 1)
 sizes = st.floats(0, 1e6)
@@ -47,7 +49,9 @@ def configs(draw):
             validation_size=draw(st.integers(0, train_size - 1 if train_size else 100)),
             standardise=draw(st.booleans()),
         ),
-        noise=NoiseConfig(kind=kind, rate=draw(rates) if kind == "symmetric" else 0.0, source=draw(st.sampled_from(["worst", "random1"]))),
+        noise=NoiseConfig(
+            kind=kind, rate=draw(rates) if kind == "symmetric" else 0.0, source=draw(st.sampled_from(["worst", "random1"]))
+        ),
         model=ModelConfig(name=draw(names), options=draw(st.dictionaries(names, free, max_size=3))),
         method=MethodConfig(name=draw(names), loss=draw(names), hyperparameters=hyperparameters),
         optimizer=OptimizerConfig(
@@ -77,7 +81,8 @@ def test_config_to_dict_round_trips_through_load_config_and_json(config):
 def test_toml_file_gives_the_same_configuration_as_the_dictionary(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text(
-        'seed = 3\n[method]\nname = "1-sam"\nrho = 0.1\n[optimizer]\nlr = 1\n[model]\nname = "mlp"\n[model.options]\nwidth = 16\n'
+        'seed = 3\n[method]\nname = "1-sam"\nrho = 0.1\n'
+        '[optimizer]\nlr = 1\n[model]\nname = "mlp"\n[model.options]\nwidth = 16\n'
     )
     config = load_config(path)
     assert config == load_config(str(path))
@@ -136,11 +141,17 @@ def test_later_overrides_win_and_the_source_is_left_alone():
         ({"training": {"momentum": 0.1}}, "Unknown key 'training.momentum'.*Did you mean 'optimizer.momentum'?"),
         ({"method": {"hyperparameters": {"rho": 1.0}}}, "Unknown key 'method.hyperparameters'.*method.rho = 0.1"),
         ({"optimizer": {"lr": True}}, r"optimizer.lr = True \(bool\). Expected a number"),
-        ({"optimizer": {"lr": "0.1"}}, r"optimizer.lr = '0.1' \(str\). Expected a number. Write optimizer.lr = 0.1 without quotes"),
+        (
+            {"optimizer": {"lr": "0.1"}},
+            r"optimizer.lr = '0.1' \(str\). Expected a number. Write optimizer.lr = 0.1 without quotes",
+        ),
         ({"optimizer": {"nesterov": 1}}, r"optimizer.nesterov = 1 \(int\). Expected true or false"),
         ({"training": {"epochs": 2.0}}, r"training.epochs = 2.0 \(float\). Expected an integer"),
         ({"training": {"epochs": True}}, r"training.epochs = True \(bool\). Expected an integer"),
-        ({"training": {"threads": "two"}}, r"training.threads = 'two' \(str\). Expected an integer. Leave training.threads out"),
+        (
+            {"training": {"threads": "two"}},
+            r"training.threads = 'two' \(str\). Expected an integer. Leave training.threads out",
+        ),
         ({"data": {"name": 3}}, r"data.name = 3 \(int\). Expected a string"),
         ({"data": "digits"}, r"data = 'digits'. Expected a section \[data\]"),
         ({"model": {"options": 3}}, "model.options = 3"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -121,7 +122,7 @@ def test_a_checkpoint_that_does_not_fit_its_description_is_refused():
 def test_cosine_falls_from_the_base_to_zero_and_constant_stays():
     rates = [learning_rate("cosine", 0.5, step, 100) for step in range(100)]
     assert rates[0] == 0.5
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
     assert learning_rate("cosine", 0.5, 100, 100) == 0.0
     assert rates[50] == pytest.approx(0.25)
     assert {learning_rate("constant", 0.5, step, 100) for step in range(100)} == {0.5}

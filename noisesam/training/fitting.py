@@ -1,0 +1,175 @@
+"""`fit`: one configuration in, one run on disk out; killed at any moment, it goes on where its last checkpoint stands."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noisesam.errors import NoisesamError, RunError
+from noisesam.runs import Run, RunWriter, open_run, portable_configuration, setting_hash
+from noisesam.runs.checkpoints import committed_steps, read_payload
+from noisesam.training.checkpoint import accelerators, seed_generators
+from noisesam.training.config import Config
+from noisesam.training.load import config_to_dict, load_config
+from noisesam.training.loop import Loop, Progress
+from noisesam.training.preparation import Prepared, prepare
+from noisesam.training.seeding import PURPOSES, seed_for
+from noisesam.training.validation import validate
+
+
+def fit(
+    config: Config | Mapping[str, Any] | str | Path,
+    directory: str | Path | None = None,
+    *,
+    data_root: str | Path | None = None,
+    progress: Progress | None = None,
+    resume: bool = True,
+) -> Run:
+    """Train one configuration, measure it on the way, and save everything as a run.
+
+    The run is a function of the configuration: on one machine, with one version of torch and one number of threads, it
+    repeats bit for bit on the CPU (all but `step_seconds`), also when it was killed and resumed in between, also with another
+    tracking section. Torch's global generators and thread count are afterwards as before.
+
+    Args:
+        config: a `Config`, a nested mapping, or the path of a TOML file.
+        directory: where the run is saved; None for runs/<method>-<hash of the setting>-seed<seed> under the working directory.
+        data_root: folder that holds the data set, see `noisesam.data.load`.
+        progress: called after every step with the steps taken, the steps in total and a line of text.
+        resume: go on with the unfinished run of this configuration that the directory holds; with False any run there is an
+            error.
+
+    Returns:
+        The finished run. One that was finished before is returned as it is.
+
+    Raises:
+        ConfigurationError: the configuration is not understood.
+        InputError: data, model or method refuse what they are given.
+        RunError: the directory holds another configuration or cannot be written, or the training diverged; the manifest then
+            says `failed` and why.
+
+    Example:
+        >>> import tempfile
+        >>> from noisesam.training import fit
+        >>> config = {"data": {"train_size": 64}, "model": {"name": "linear"}, "training": {"epochs": 2}}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = fit(config, Path(folder) / "run")
+        ...     run.status, sorted(run.metrics.query("split == 'test'").metric.unique())
+        ('finished', ['accuracy', 'count', 'loss', 'margin'])
+    """
+    checked = load_config(config)
+    validate(checked)
+    plain, data_file = config_to_dict(checked), _data_file(checked)
+    path = Path(directory) if directory is not None else _default_directory(checked, data_file)
+    if (path / "manifest.json").exists():
+        if not resume:
+            raise RunError(
+                f"{path} already holds a run",
+                expected="a new directory with resume=False",
+                remedy="Choose another, or delete it.",
+            )
+        writer = RunWriter.resume(path, config=plain, data_file=data_file)
+        if writer.status == "finished":
+            writer.close()
+            return open_run(path)
+        with _verdict(writer):
+            prepared = prepare(checked, data_root=data_root)
+    else:
+        # Everything that can be refused is refused before there is a directory.
+        prepared = prepare(checked, data_root=data_root)
+        writer = _create(path, prepared, plain, data_file)
+    with _verdict(writer), _surroundings(prepared):
+        loop = Loop(prepared, writer, progress)
+        try:
+            _begin(loop, path)
+            loop.run()
+        except Exception:
+            with contextlib.suppress(NoisesamError):
+                loop.keep_what_was_measured()
+            raise
+        writer.finish()
+    return open_run(path)
+
+
+def _begin(loop: Loop, path: Path) -> None:
+    """Start at the newest checkpoint, or at step 0."""
+    steps = committed_steps(path)
+    if steps:
+        loop.resume(*read_payload(path, steps[-1]))
+    else:
+        loop.start()
+
+
+def _create(path: Path, prepared: Prepared, plain: dict[str, Any], data_file: Path | None) -> RunWriter:
+    """Begin a new run on disk."""
+    splits, noise = prepared.splits, prepared.splits.train.noise
+    devices = accelerators(prepared.model)
+    sizes = {
+        "train": len(splits.train),
+        "validation": 0 if splits.validation is None else len(splits.validation),
+        "test": len(splits.test),
+        "probe": 0 if splits.probe is None else len(splits.probe),
+        "classes": splits.train.num_classes,
+        "input_shape": list(splits.train.inputs.shape[1:]),
+    }
+    return RunWriter.create(
+        path,
+        config=plain,
+        seeds={purpose: seed_for(prepared.config.seed, purpose) for purpose in PURPOSES},
+        noise=None if noise is None else noise.to_dict(),
+        data=sizes,
+        data_file=data_file,
+        gpu=torch.cuda.get_device_name(devices[0]) if devices else None,
+        gpu_count=len(devices),
+    )
+
+
+@contextlib.contextmanager
+def _verdict(writer: RunWriter) -> Iterator[None]:
+    """Write into the manifest why a run failed; an interrupted or killed one stays `running` and can be resumed."""
+    try:
+        yield
+    except Exception as error:
+        # The disk may be what failed: then the manifest cannot say so, and the first error is the one that matters.
+        with contextlib.suppress(NoisesamError):
+            writer.fail(str(error) or type(error).__name__)
+        raise
+    except BaseException:
+        writer.close()
+        raise
+
+
+@contextlib.contextmanager
+def _surroundings(prepared: Prepared) -> Iterator[None]:
+    """Give the run its generators and threads, and the caller theirs back."""
+    threads, devices = torch.get_num_threads(), accelerators(prepared.model)
+    cudnn = (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True) if devices else contextlib.nullcontext()
+    )
+    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]), cudnn, torch.enable_grad():
+        try:
+            if prepared.config.training.threads is not None:
+                torch.set_num_threads(prepared.config.training.threads)
+            seed_generators(prepared.model, seed_for(prepared.config.seed, "dropout"))
+            prepared.model.train()
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _data_file(config: Config) -> Path | None:
+    """Return the user's own data file, if the configuration names one."""
+    path = Path(config.data.name).expanduser()
+    return path if path.is_file() else None
+
+
+def _default_directory(config: Config, data_file: Path | None) -> Path:
+    """Name the directory after what the run is."""
+    anonymous = dataclasses.replace(config, seed=0)
+    key = setting_hash(*portable_configuration(config_to_dict(anonymous), data_file=data_file))
+    return Path("runs") / f"{config.method.name}-{key[:8]}-seed{config.seed}"
