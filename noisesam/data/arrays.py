@@ -14,7 +14,9 @@ and `classes`, optional: the class names.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Collection
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,17 +48,26 @@ def load_npz(path: Path, split: str, *, name: str) -> NoisyDataset:
     Raises:
         InputError: For a file that is no `.npz`, lacks the arrays of the split, or holds unusable ones.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(
-                    f"{path}: a single array", expected="an .npz file with named arrays", remedy="Write it with np.savez"
-                )
-            return _build(archive.files, lambda key: archive[key], split, path, name)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise InputError(
-            f"{path}: not a readable .npz file ({error})", expected="a whole file", remedy="Write it again"
-        ) from None
+    with open_npz(path) as archive:
+        return _build(archive.files, lambda key: archive[key], split, path, name)
+
+
+@contextmanager
+def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """Open an `.npz` file without unpickling, and turn what can go wrong with it into one error."""
+    with path.open("rb") as stream:
+        try:
+            if not zipfile.is_zipfile(stream):
+                raise zipfile.BadZipFile("no archive of arrays")
+            stream.seek(0)
+            archive = np.load(stream, allow_pickle=False)
+            yield archive
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+            raise InputError(
+                f"{path}: not a readable .npz file ({error})",
+                expected="a whole file with named arrays",
+                remedy="Write it with numpy.savez, or fetch it again",
+            ) from None
 
 
 def load_folder(folder: Path, split: str, *, name: str) -> NoisyDataset:
@@ -127,11 +138,12 @@ def _build(keys: Collection[str], read: Callable[[str], np.ndarray], split: str,
         present = [integers(part, of) for part in ("labels", "clean_labels") for of in ("train", "test")]
         largest = max((int(part.max()) for part in present if part is not None and part.numel()), default=0)
         classes = tuple(str(k) for k in range(largest + 1))
+    index = integers("index")
     dataset = NoisyDataset(
         inputs,
         labels,
         clean_labels=clean,
-        index=integers("index"),  # pyright: ignore[reportArgumentType]  # None numbers the rows
+        index=torch.arange(len(labels)) if index is None else index,
         classes=classes,
         name=name,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from noisesam.data import validation
@@ -47,10 +47,11 @@ class NoisyDataset:
         [[0, 1], [2]]
     """
 
-    inputs: Shaped[Tensor, " n *shape"]
-    labels: Int64[Tensor, " n"]
-    clean_labels: Int64[Tensor, " n"] | None = None
-    index: Int64[Tensor, " n"] = None  # pyright: ignore[reportAssignmentType]  # filled in __post_init__
+    # Declared loosely and checked in __post_init__: a wrong shape must meet our message, with or without a type checker.
+    inputs: Shaped[Tensor, " ..."]
+    labels: Shaped[Tensor, " ..."]
+    clean_labels: Shaped[Tensor, " ..."] | None = None
+    index: Shaped[Tensor, " ..."] = None  # pyright: ignore[reportAssignmentType]  # filled in __post_init__
     classes: tuple[str, ...] = ()
     noise: NoiseRecord | None = None
     name: str = ""
@@ -98,7 +99,7 @@ class NoisyDataset:
         noisy = self.is_noisy
         return None if noisy is None or len(noisy) == 0 else int(noisy.sum()) / len(noisy)
 
-    def subset(self, positions: Sequence[int] | np.ndarray | Int[Tensor, " m"] | Bool[Tensor, " n"]) -> NoisyDataset:
+    def subset(self, positions: Sequence[int] | np.ndarray | Shaped[Tensor, " ..."]) -> NoisyDataset:
         """Return the examples at `positions`, in that order, with their stable ids.
 
         The noise record keeps its law and takes the realised rate of the examples that are left.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from noisesam.data.arrays import open_npz
 from noisesam.data.dataset import NoisyDataset
 from noisesam.data.loading import data_root, not_found
 from noisesam.data.pickled_files import load_object_array, load_torch_file
@@ -122,11 +123,8 @@ def _find(classes: int, root: str | Path | None) -> Path:
 def _read(path: Path) -> Any:
     """Read the table of label sets from an .npz, .pt or .npy file, without executing anything in it."""
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: cannot be read ({error})", expected="plain arrays", remedy="Fetch it again") from None
+        with open_npz(path) as archive:
+            return {key: archive[key] for key in archive.files}
     table = load_object_array(path) if path.suffix == ".npy" else load_torch_file(path)
     if not isinstance(table, dict):
         raise InputError(f"{path}: a {type(table).__name__}", expected="a dictionary of label arrays", remedy="Fetch it again")

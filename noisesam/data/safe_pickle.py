@@ -33,7 +33,7 @@ _FAILURES = (
     struct.error,
     RecursionError,
 )
-_SIMPLE_CODE = re.compile(r"[?biufcSU]\d*|O8?")
+_SIMPLE_CODE = re.compile(r"[?biufcSU]\d*|O")
 
 
 class _Refused(pickle.UnpicklingError):
@@ -47,9 +47,11 @@ class _Dtype:
 
     def __init__(self, code: Any) -> None:
         text = code.decode("ascii") if isinstance(code, bytes) else code
+        text = "O" if text == "O8" else text
         if not isinstance(text, str) or not _SIMPLE_CODE.fullmatch(text):
             raise _Refused(f"the array type {code!r}")
-        self.code, self.order = text, "="
+        self.code: str = text
+        self.order: Any = "="
 
     def __setstate__(self, state: Any) -> None:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
@@ -142,6 +144,11 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return _as_bytes(text)
 
 
+def _no_bytes() -> bytes:
+    """Return the empty byte string, the only one that older pickles make by calling `bytes`."""
+    return b""
+
+
 def _as_bytes(content: Any) -> bytes:
     """Return bytes, which older pickles hold as text."""
     return content.encode("latin1") if isinstance(content, str) else bytes(memoryview(content))
@@ -152,6 +159,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _sealed(_dtype),
     ("_codecs", "encode"): _sealed(_encode),
+    ("builtins", "bytes"): _sealed(_no_bytes),
+    ("__builtin__", "bytes"): _sealed(_no_bytes),
 }
 for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _sealed(_reconstruct)
@@ -199,7 +208,8 @@ def load_pickle(stream: io.BufferedIOBase, where: Path | str, *, encoding: str =
         noisesam.errors.InputError: batch: the pickle asks for builtins.print, which was refused...
     """
     try:
-        return _finished(AllowListUnpickler(stream, encoding=encoding).load())
+        value = AllowListUnpickler(stream, encoding=encoding).load()
+        return _finished(value, {})
     except _Refused as error:
         raise InputError(
             f"{where}: the pickle asks for {error}, which was refused",
@@ -214,17 +224,24 @@ def load_pickle(stream: io.BufferedIOBase, where: Path | str, *, encoding: str =
         ) from None
 
 
-def _finished(value: Any) -> Any:
-    """Replace the arrays being read by arrays, everywhere in a nested value."""
+def _finished(value: Any, done: dict[int, Any]) -> Any:
+    """Replace the arrays being read by arrays, everywhere in a nested value, each part once however often it occurs."""
+    if id(value) not in done:
+        done[id(value)] = _finish_one(value, done)
+    return done[id(value)]
+
+
+def _finish_one(value: Any, done: dict[int, Any]) -> Any:
+    """Finish one part of the value."""
     if isinstance(value, _Array):
         if value.value.dtype.hasobject:
             for k, element in enumerate(value.value.flat):
-                value.value.flat[k] = _finished(element)
+                value.value.flat[k] = _finished(element, done)
         return value.value
     if isinstance(value, dict):
-        return {_finished(key): _finished(entry) for key, entry in value.items()}
+        return {_finished(key, done): _finished(entry, done) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_finished(entry) for entry in value)
+        return type(value)(_finished(entry, done) for entry in value)
     if isinstance(value, _Dtype):
         return value.build()
     return value

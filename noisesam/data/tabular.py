@@ -56,7 +56,7 @@ def load_csv(path: Path, split: str, *, name: str) -> NoisyDataset:
         _features(table[columns], files[split]),
         labels,
         clean_labels=_numbers_of(table.get("clean_label"), classes, files[split]),
-        index=_ids(table, files[split]),  # pyright: ignore[reportArgumentType]  # None numbers the rows
+        index=_ids(table, files[split]),
         classes=classes,
         name=name,
     )
@@ -128,10 +128,10 @@ def _features(table: pd.DataFrame, file: Path) -> Tensor:
     return torch.from_numpy(table.to_numpy(dtype=np.float32, copy=True))
 
 
-def _ids(table: pd.DataFrame, file: Path) -> Tensor | None:
-    """Return the stable ids if the table has them."""
+def _ids(table: pd.DataFrame, file: Path) -> Tensor:
+    """Return the table's stable ids, or the row numbers."""
     if "index" not in table.columns:
-        return None
+        return torch.arange(len(table))
     if not pd.api.types.is_integer_dtype(table["index"]):
         raise InputError(f"{file}: column 'index' is not whole numbers", expected="distinct ids from 0", remedy="Leave it out")
     return torch.from_numpy(table["index"].to_numpy(dtype=np.int64, copy=True))
