@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from noisesam.errors import InputError, unknown_name
 from noisesam.gradients.batch import Batch, Inputs, check_chunk_size, devices_of, trainable
-from noisesam.gradients.engine.proof import refuse_batch_normalisation
 from noisesam.gradients.engine.selection import engine_for
 from noisesam.gradients.factors import Dense, Factor, Shared
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm
-from noisesam.gradients.points import Engine
 from noisesam.gradients.randomness import RandomState
-from noisesam.gradients.reference import ReferenceEngine
 
 
 @dataclass(frozen=True)
@@ -203,13 +200,10 @@ def per_example_gradients(
     """
     resolved = resolve(loss)
     batch = Batch.of(inputs, targets)
-    refuse_batch_normalisation(model)
-    engine: Engine = ReferenceEngine(model, trainable(model))
     found: dict[str, list[Tensor]] = {}
     with torch.enable_grad():
         for _, chunk in batch.chunks(check_chunk_size(chunk_size)):
-            engine_for(model, chunk.inputs, "reference")
-            point = engine.at(chunk.inputs)
+            point = engine_for(model, chunk.inputs, "reference").at(chunk.inputs)
             gradient = point.per_example_gradient(resolved.residual(point.logits, chunk.targets))
             for name, factor in gradient.factors.items():
                 found.setdefault(name, []).append(factor.dense())

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from noisesam.gradients.batch import Inputs, batch_size, call_model, take
+from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
 from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.randomness import RandomState
+
+
+@dataclass
+class Vectorisation:
+    """Whether vmap can run a model: found out once, and said once."""
+
+    possible: bool = True
 
 
 class ReferenceEngine(Engine):
@@ -23,9 +32,11 @@ class ReferenceEngine(Engine):
 
     name = "reference"
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], vectorisation: Vectorisation | None = None
+    ) -> None:
         super().__init__(model, parameters)
-        self.vectorised = True
+        self.vectorisation = vectorisation or Vectorisation()
 
     def at(self, inputs: Inputs, perturbation: Mapping[str, Factor] | None = None, *, previous: Point | None = None) -> Point:
         """Evaluate every example alone at w, or at w + eps_i."""
@@ -40,15 +51,15 @@ class ReferenceEngine(Engine):
         return _StackedPoint(stacked, self._evaluate(stacked, inputs, examples))
 
     def _evaluate(self, stacked: dict[str, Tensor], inputs: Inputs, examples: int) -> Tensor:
-        if self.vectorised:
-            state = torch.get_rng_state()
+        if self.vectorisation.possible:
+            state = RandomState.capture(devices_of(self.model))
             try:
                 return self._evaluate_vectorised(stacked, inputs, examples)
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 # Most models that vmap refuses run alone; what is wrong with the model itself is raised again by the loop.
-                torch.set_rng_state(state)
+                state.restore()
                 output = self._evaluate_in_a_loop(stacked, inputs, examples)
-                self.vectorised = False
+                self.vectorisation.possible = False
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 warnings.warn(
                     f"{type(self.model).__name__} cannot be vectorised over examples ({reason}); "

@@ -117,7 +117,7 @@ class RegularizedSGD(Method):
 
     def _recorded_forward(self, regularizer: JSAMRegularizer, chunk: Batch) -> Tensor:
         """Run the model so that the regularizer records it, in evaluation mode too (a probe of the step)."""
-        last = regularizer._last
+        last = regularizer.last_layer
         training, last.training = last.training, True
         try:
             return call_model(self.model, chunk.inputs)

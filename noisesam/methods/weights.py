@@ -42,11 +42,14 @@ def moved_weights(parameters: Mapping[str, nn.Parameter], eps: Mapping[str, Tens
         with torch.no_grad():
             for name, parameter in moved.items():
                 parameter.add_(eps[name])
+        # Autocast keeps its low-precision copies of the weights for the whole block: the second pass would run at w.
+        torch.clear_autocast_cache()
         yield
     finally:
         with torch.no_grad():
             for name, parameter in moved.items():
                 parameter.copy_(copies[name])
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from noisesam.gradients.batch import Inputs, trainable
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.proof import Verdict, prove, refuse_batch_normalisation
 from noisesam.gradients.points import Engine
-from noisesam.gradients.reference import ReferenceEngine
+from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
 ENGINES = ("auto", "fast", "reference")
 
@@ -23,7 +23,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.verdicts: dict[Hashable, Verdict] = {}
-        self.vectorised = True
+        self.vectorisation = Vectorisation()
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -57,7 +57,7 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     if verdict is None:
         verdict = prove(fast, inputs)
         if verdict is None:
-            return ReferenceEngine(model, parameters)
+            return ReferenceEngine(model, parameters, known.vectorisation)
         known.verdicts[signature] = verdict
     if engine == "fast" and not verdict.fast:
         raise InputError(
@@ -67,7 +67,7 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
         )
     if verdict.fast and engine != "reference":
         return fast
-    return ReferenceEngine(model, parameters)
+    return ReferenceEngine(model, parameters, known.vectorisation)
 
 
 def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> Hashable:

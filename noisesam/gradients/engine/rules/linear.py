@@ -63,11 +63,13 @@ class _Linear(Function):
         elif isinstance(eps, Shared):
             output = torch.nn.functional.linear(x, plain_weight + eps.tensor.to(x.dtype), plain_bias)
         else:
-            output = torch.nn.functional.linear(x, plain_weight, plain_bias) if reused is None else reused
+            output = _not_a_view(torch.nn.functional.linear(x, plain_weight, plain_bias)) if reused is None else reused
             if reused is None and eps is None:
                 tape.remember_first(weight, x, output)
             if isinstance(eps, OuterProducts):
                 output = _add_low_rank(output, x, eps.right.to(x.dtype), eps.left.to(x.dtype))
+            elif reused is not None:
+                output = output.clone()
         if bias_eps is not None:
             shift = bias_eps.dense().to(x.dtype)
             output = output + shift.view(shift.shape[0], *[1] * (output.dim() - 2), shift.shape[1])
@@ -103,7 +105,12 @@ class _Linear(Function):
 
 def _per_example_weights(x: Tensor, weight: Tensor, eps: Dense) -> Tensor:
     product = torch.bmm(_positions(x), (weight + eps.tensor.to(x.dtype)).transpose(1, 2))
-    return torch.ops.aten._unsafe_view(product, (*x.shape[:-1], weight.shape[0]))
+    return _not_a_view(product.view(*x.shape[:-1], weight.shape[0]))
+
+
+def _not_a_view(output: Tensor) -> Tensor:
+    """Return the tensor without its record of being a view: the in-place activation that may follow refuses views."""
+    return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
 
 def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor) -> Tensor:
@@ -112,5 +119,4 @@ def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor) -> T
         products = torch.linalg.vecdot(x, seen[:, 0]).unsqueeze(1)
         return torch.addcmul(output, products, written[:, 0])
     added = torch.baddbmm(_positions(output), torch.bmm(_positions(x), seen.transpose(1, 2)), written)
-    # _unsafe_view: a plain view of a custom function's output would refuse the in-place activation that may follow.
-    return torch.ops.aten._unsafe_view(added, output.shape)
+    return _not_a_view(added.view(output.shape))

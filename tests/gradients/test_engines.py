@@ -1,0 +1,451 @@
+"""The engines against the loop over examples, against each other and against Opacus; what they refuse."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.loop import example_terms, mean_term, norm, relative_error
+from torch import nn
+
+import noisesam
+from noisesam.errors import InputError
+from noisesam.gradients import mixed_point_gradient
+from noisesam.gradients.engine import engine_for
+
+PLACES = {"sgd": ("w", "w"), "1-sam": ("perturbed", "perturbed"), "l-sam": ("w", "perturbed"), "j-sam": ("perturbed", "w")}
+# Every shipped model at a size that a loop over examples can bear.
+MODELS = {
+    "linear": ((6,), {}),
+    "two-layer-linear": ((6,), {}),
+    "deep-linear": ((6,), {}),
+    "mlp": ((1, 8, 8), {"hidden": (16, 12)}),
+    "small-cnn": ((3, 8, 8), {}),
+    "resnet8": ((3, 8, 8), {"width": 4}),
+    "resnet18": ((3, 8, 8), {"width": 4}),
+    "vit": ((3, 8, 8), {"dim": 8, "depth": 2, "heads": 2}),
+}
+
+
+def make_model(name: str, classes: int = 4) -> tuple[nn.Module, tuple[int, ...]]:
+    shape, options = MODELS[name]
+    return noisesam.models.make(name, input_shape=shape, classes=classes, seed=1, **options).double(), shape
+
+
+def batch_for(shape: tuple[int, ...], n: int, classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(n, *shape, dtype=torch.float64, generator=generator),
+        torch.randint(0, classes, (n,), generator=generator),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_mixed_point_gradients_equal_the_loop_over_examples_on_every_shipped_model(name):
+    model, shape = make_model(name)
+    x, y = batch_for(shape, 3)
+    rows = example_terms(model, x, y, 0.1)
+    for method, (jacobian, residual) in PLACES.items():
+        for engine in ("auto", "reference"):
+            found = mixed_point_gradient(model, x, y, rho=0.1, jacobian_at=jacobian, residual_at=residual, engine=engine)
+            assert relative_error(found, mean_term(rows, method)) <= 1e-10, (method, engine)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_decomposition_equals_the_loop_over_examples_on_every_shipped_model(name):
+    model, shape = make_model(name)
+    x, y = batch_for(shape, 3)
+    parts = noisesam.decompose(model, x, y, rho=0.1)
+    rows = example_terms(model, x, y, 0.1)
+    for field, method in (
+        ("gradient_norm", "sgd"),
+        ("perturbed_gradient_norm", "1-sam"),
+        ("logit_perturbed_gradient_norm", "l-sam"),
+        ("jacobian_perturbed_gradient_norm", "j-sam"),
+    ):
+        expected = torch.stack([norm(row[method]) for row in rows])
+        torch.testing.assert_close(getattr(parts, field), expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(parts.gradient_norm, parts.jacobian_gain * parts.residual_norm, rtol=1e-14, atol=0)
+
+
+@settings(max_examples=25)
+@given(
+    n=st.integers(1, 9),
+    features=st.integers(1, 7),
+    hidden=st.lists(st.integers(1, 6), max_size=2),
+    classes=st.integers(2, 5),
+    positions=st.integers(0, 4),
+    bias=st.booleans(),
+    chunk=st.one_of(st.none(), st.integers(1, 9)),
+    seed=st.integers(0, 1000),
+)
+def test_the_fast_engine_equals_the_reference_for_any_shape_batch_and_chunk(
+    n, features, hidden, classes, positions, bias, chunk, seed
+):
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    before = features
+    for width in hidden:
+        layers += [nn.Linear(before, width, bias=bias), nn.Tanh()]
+        before = width
+    flat = [nn.Flatten()] if positions else []
+    model = nn.Sequential(*layers, *flat, nn.Linear(before * max(positions, 1), classes)).double()
+    x = torch.randn(n, *([positions] if positions else []), features, dtype=torch.float64)
+    y = torch.randint(0, classes, (n,))  # some classes are missing from most of these batches
+    for jacobian, residual in PLACES.values():
+        options = {"rho": 0.3, "jacobian_at": jacobian, "residual_at": residual}
+        fast = mixed_point_gradient(model, x, y, engine="auto", chunk_size=chunk, **options)
+        slow = mixed_point_gradient(model, x, y, engine="reference", **options)
+        # A sum of n terms that may cancel: 1e-12 of the size of the terms, at least.
+        size = float(norm(slow)) + 1e-3
+        assert float(norm({k: fast[k] - slow[k] for k in slow})) <= 1e-11 * size
+    if n > 1:
+        assert engine_for(model, x).name == "fast"
+
+
+def test_per_example_gradients_equal_opacus():
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # opacus warns about its own imports
+        from opacus import GradSampleModule
+
+    model, shape = make_model("mlp")
+    x, y = batch_for(shape, 5)
+    ours = noisesam.per_example_gradients(model, x, y, chunk_size=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = GradSampleModule(model, loss_reduction="sum")
+        torch.nn.functional.cross_entropy(wrapped(x), y, reduction="sum").backward()
+    for name, parameter in wrapped._module.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad_sample, rtol=1e-10, atol=1e-13)
+    wrapped.to_standard_module()
+
+
+def test_per_example_gradients_average_to_the_batch_gradient():
+    model, shape = make_model("vit")
+    x, y = batch_for(shape, 5)
+    ours = noisesam.per_example_gradients(model, x, y)
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    assert relative_error({k: v.mean(0) for k, v in ours.items()}, {k: p.grad for k, p in model.named_parameters()}) <= 1e-12
+
+
+def test_a_shared_perturbation_is_the_model_at_other_weights():
+    model, shape = make_model("mlp")
+    x, y = batch_for(shape, 5)
+    eps = {name: 0.01 * torch.randn_like(p) for name, p in model.named_parameters()}
+    fast, slow = (noisesam.decompose(model, x, y, perturbation=eps, engine=engine) for engine in ("fast", "reference"))
+    moved = {name: p + eps[name] for name, p in model.named_parameters()}
+    logits = torch.func.functional_call(model, moved, (x,))
+    losses = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    for parts in (fast, slow):
+        torch.testing.assert_close(parts.perturbed_losses, losses.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(fast.perturbed_gradient_norm, slow.perturbed_gradient_norm, rtol=1e-12, atol=0)
+
+
+def test_per_example_perturbations_may_be_given():
+    model, shape = make_model("mlp")
+    x, y = batch_for(shape, 5)
+    eps = noisesam.OneSAM(model, rho=0.1).perturbation(x, y)
+    given = noisesam.decompose(model, x, y, perturbation=eps, chunk_size=2)
+    own = noisesam.decompose(model, x, y, rho=0.1)
+    torch.testing.assert_close(given.perturbed_gradient_norm, own.perturbed_gradient_norm, rtol=1e-12, atol=0)
+    assert all(torch.allclose(e.flatten(1).norm(dim=1) <= 0.1, torch.ones(5, dtype=torch.bool)) for e in eps.values())
+    total = torch.stack([e.flatten(1).square().sum(1) for e in eps.values()]).sum(0).sqrt()
+    torch.testing.assert_close(total, torch.full((5,), 0.1, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+# ---------------------------------------------------------------- reuse, tying, in-place, frozen, dropout
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(torch.tanh(self.first(x)))))))
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def frozen():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 4))
+    model[2].weight.requires_grad_(False)
+    model[0].bias.requires_grad_(False)
+    return model
+
+
+SPECIAL = {
+    "tied and re-used": Tied,
+    "a layer without part": Unused,
+    "frozen tensors": frozen,
+    "in-place activation": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 4)),
+    "in-place on the data's own layer with positions": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(10, 4)
+    ),
+    "wide layer over many positions": lambda: nn.Sequential(
+        nn.Unflatten(1, (3, 2)), nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2), nn.Flatten(), nn.Linear(6, 4)
+    ),
+    "low rank over positions": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Flatten(), nn.Linear(80, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_special_uses_of_parameters_are_fast_and_equal_the_loop(kind):
+    torch.manual_seed(0)
+    model = SPECIAL[kind]().double()
+    x, y = batch_for((6,), 4)
+    assert engine_for(model, x).name == "fast"
+    rows = example_terms(model, x, y, 0.2)
+    for method, (jacobian, residual) in PLACES.items():
+        found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at=jacobian, residual_at=residual, engine="fast")
+        assert relative_error(found, mean_term(rows, method)) <= 1e-12, method
+
+
+def test_dropout_has_the_same_masks_in_both_passes_and_for_both_are_drawn_once():
+    class Recording(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.masks = nn.Linear(6, 8), nn.Linear(8, 4), []
+
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            mask = torch.nn.functional.dropout(torch.ones_like(h), 0.5)
+            self.masks.append(mask.detach().clone())
+            return self.b(h * mask)
+
+    model = Recording().double()
+    x, y = batch_for((6,), 4)
+    engine_for(model, x)  # the proof runs without dropout
+    model.masks.clear()
+    torch.manual_seed(3)
+    found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="perturbed")
+    assert len(model.masks) == 2
+    assert torch.equal(*model.masks)
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    torch.nn.functional.dropout(torch.ones(4, 8).double(), 0.5)
+    assert torch.equal(torch.rand(3), after)  # the generator moved by one pass
+
+    fixed = model.masks[0]
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.mask = model.a, model.b, fixed
+
+        def forward(self, x):
+            return self.b(torch.tanh(self.a(x)) * self.mask)
+
+    twin = Fixed()
+    rows = []
+    for i in range(4):
+        twin.mask = fixed[i : i + 1]
+        rows += example_terms(twin, x[i : i + 1], y[i : i + 1], 0.2)
+    assert relative_error(found, mean_term(rows, "1-sam")) <= 1e-12
+
+
+def test_first_layer_reuse_is_dropped_when_an_in_place_operation_changed_what_was_kept():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.b(self.a(x).mul_(2.0).add_(1.0))
+
+    model = InPlace().double()
+    x, y = batch_for((6,), 4)
+    found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="perturbed", engine="fast")
+    assert relative_error(found, mean_term(example_terms(model, x, y, 0.2), "1-sam")) <= 1e-12
+
+
+# ---------------------------------------------------------------- the example axis is proven
+
+
+class MergedAxes(nn.Module):
+    """The linear layers see (n * T, d): the first axis is not the example."""
+
+    def __init__(self, sequence_first: bool = False):
+        super().__init__()
+        self.a, self.b, self.sequence_first = nn.Linear(3, 5), nn.Linear(10, 4), sequence_first
+
+    def forward(self, x):
+        n = x.shape[0]
+        x = x.view(n, 2, 3)
+        if self.sequence_first:
+            return self.b(torch.tanh(self.a(x.transpose(0, 1))).transpose(0, 1).reshape(n, 10))
+        return self.b(torch.tanh(self.a(x.reshape(n * 2, 3))).view(n, 10))
+
+
+@pytest.mark.parametrize("sequence_first", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 5])  # n = 2 equals the number of positions: the shapes alone cannot tell
+def test_layers_whose_first_axis_is_not_the_example_come_out_right(sequence_first, n):
+    torch.manual_seed(0)
+    model = MergedAxes(sequence_first).double()
+    x, y = batch_for((6,), n)
+    found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="perturbed")
+    assert relative_error(found, mean_term(example_terms(model, x, y, 0.2), "1-sam")) <= 1e-12
+
+
+class Centred(nn.Module):
+    def __init__(self, detach: bool):
+        super().__init__()
+        self.a, self.detach = nn.Linear(6, 4), detach
+
+    def forward(self, x):
+        out = self.a(x)
+        mean = out.mean(0, keepdim=True)
+        return out - (mean.detach() if self.detach else mean)
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_a_model_that_mixes_examples_is_refused_before_its_first_step(detach):
+    x, y = batch_for((6,), 5)
+    for engine in ("auto", "reference"):
+        with pytest.raises(InputError, match="mixes the examples"):
+            noisesam.decompose(Centred(detach).double(), x, y, engine=engine)
+
+
+def test_batch_normalisation_in_training_mode_is_refused_with_the_remedy_and_allowed_in_evaluation_mode():
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
+    x, y = batch_for((6,), 5)
+    with pytest.raises(InputError, match=r"layer '1' \(BatchNorm1d\).*LayerNorm or GroupNorm.*\.eval\(\)"):
+        noisesam.decompose(model, x, y)
+    model(x)
+    model.eval()
+    rows = example_terms(model, x, y, 0.1)
+    found = mixed_point_gradient(model, x, y, rho=0.1, jacobian_at="perturbed", residual_at="perturbed")
+    assert relative_error(found, mean_term(rows, "1-sam")) <= 1e-12
+
+
+def test_a_model_without_a_rule_falls_back_and_forcing_the_fast_engine_says_why():
+    model = nn.Sequential(nn.Linear(6, 5), nn.PReLU(), nn.Linear(5, 4)).double()
+    x, _ = batch_for((6,), 5)
+    assert engine_for(model, x).name == "reference"
+    with pytest.raises(InputError, match=r"'prelu' uses the parameter '1.weight'.*engine='auto'"):
+        engine_for(model, x, "fast")
+
+
+def test_a_model_that_vmap_refuses_runs_in_a_loop_exactly_and_says_so_once():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.scale = nn.Linear(6, 4), nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return torch.cat([self.a(row[None]) * (self.scale if row.sum().item() > 0 else 2) for row in x])
+
+    model = Branches().double()
+    x, y = batch_for((6,), 4)
+    with pytest.warns(UserWarning, match="one at a time: exact, but slow"):
+        found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="w")
+    assert relative_error(found, mean_term(example_terms(model, x, y, 0.2), "j-sam")) <= 1e-12
+    mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="w")  # a second warning would raise
+
+
+# ---------------------------------------------------------------- zero gradients, memory, arguments
+
+
+def test_an_example_without_gradient_is_not_perturbed_and_nothing_becomes_nan():
+    model = nn.Linear(4, 2).double()
+
+    def hinge(logits, targets):
+        return torch.relu(1 - (2 * targets - 1) * logits[:, 0])
+
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.fill_(3.0)
+    x, y = torch.ones(2, 4).double(), torch.tensor([1, 0])
+    parts = noisesam.decompose(model, x, y, loss=hinge, rho=0.5)
+    assert parts.gradient_norm[0] == 0
+    assert parts.perturbed_losses[0] == parts.losses[0]
+    assert parts.logit_weight[0].isnan()
+    assert parts.jacobian_weight[0].isnan()
+    found = mixed_point_gradient(model, x, y, rho=0.5, jacobian_at="perturbed", residual_at="perturbed", loss=hinge)
+    assert all(g.isfinite().all() for g in found.values())
+
+
+def test_float32_keeps_the_weights_of_examples_whose_squares_underflow():
+    model = nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[30.0, 0, 0], [-30.0, 0, 0]]))
+    x, y = torch.tensor([[1.0, 0.5, 0.2]]), torch.tensor([0])
+    parts = noisesam.decompose(model, x, y, rho=0.1)
+    double = noisesam.decompose(model.double(), x.double(), y, rho=0.1)
+    assert parts.residual_norm[0] < 1e-22  # its square is zero in float32
+    torch.testing.assert_close(parts.logit_weight.double(), double.logit_weight, rtol=1e-4, atol=0)
+
+
+def test_nothing_of_a_step_is_kept_alive_after_it():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).double()
+    x, y = batch_for((6,), 4)
+    mixed_point_gradient(model, x, y, rho=0.1, jacobian_at="w", residual_at="perturbed")
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    before = tensors()
+    for _ in range(5):
+        mixed_point_gradient(model, x, y, rho=0.1, jacobian_at="w", residual_at="perturbed")
+    assert tensors() == before
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None  # what is known of a model dies with it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": -1.0}, "rho=-1.0.*finite radius"),
+        ({"rho": float("nan")}, "rho=nan"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"engine": "fats"}, "Did you mean 'fast'"),
+        ({"rho": 0.1, "perturbation": {}}, "Both rho and perturbation"),
+        ({"perturbation": {"weigth": torch.zeros(4, 6)}}, "Did you mean 'weight'"),
+        ({"perturbation": {"weight": torch.zeros(6, 4)}}, r"shape \(6, 4\).*\(4, 6\) \(shared\)"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_a_remedy(options, message):
+    model = nn.Linear(6, 4)
+    with pytest.raises(InputError, match=message):
+        noisesam.decompose(model, torch.zeros(2, 6), torch.tensor([0, 1]), **options)
+
+
+def test_tuples_and_dicts_of_inputs_are_passed_on():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 4), nn.Linear(2, 4)
+
+        def forward(self, left, right, factor=1.0):
+            return self.a(left) + factor * self.b(right)
+
+    model = Two().double()
+    left, y = batch_for((6,), 5)
+    right, _ = batch_for((2,), 5, seed=1)
+    for engine in ("fast", "reference"):
+        first = noisesam.decompose(model, (left, right), y, rho=0.1, engine=engine)
+        second = noisesam.decompose(
+            model, {"left": left, "right": right, "factor": 1.0}, y, rho=0.1, engine=engine, chunk_size=2
+        )
+        torch.testing.assert_close(first.perturbed_gradient_norm, second.perturbed_gradient_norm, rtol=1e-12, atol=0)

@@ -1,0 +1,103 @@
+"""Laws of the losses and residuals."""
+
+from __future__ import annotations
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noisesam.errors import InputError
+from noisesam.gradients.losses import resolve, stable_norm
+
+mpmath.mp.dps = 60
+
+
+@pytest.mark.parametrize("margin", [-40.0, -20.0, -3.0, 0.0, 3.0, 12.0, 16.0, 20.0, 30.0, 40.0])
+def test_logistic_residual_and_loss_equal_the_closed_form_at_any_margin(margin):
+    loss = resolve("logistic")
+    for label in (0, 1):
+        sign = 2 * label - 1
+        logits = torch.tensor([[sign * margin]], dtype=torch.float64)
+        exact = -sign / (1 + mpmath.exp(mpmath.mpf(margin)))
+        found = loss.residual(logits, torch.tensor([label]))
+        # A handful of roundings of exp and division in float64.
+        assert abs(mpmath.mpf(found.item()) - exact) <= 4e-16 * 4 * abs(exact)
+        exact_loss = mpmath.log(1 + mpmath.exp(-mpmath.mpf(margin)))
+        assert abs(mpmath.mpf(loss(logits, torch.tensor([label])).item()) - exact_loss) <= 2e-15 * exact_loss
+
+
+@pytest.mark.parametrize("margin", [-40.0, -3.0, 0.0, 3.0, 16.0, 30.0, 40.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_cross_entropy_residual_and_loss_equal_the_closed_form_at_any_margin(margin, dtype):
+    logits = torch.tensor([[margin, 0.0, -1.0, 0.5]], dtype=dtype)
+    values = [mpmath.mpf(v) for v in logits[0].double().tolist()]
+    total = sum(mpmath.exp(v) for v in values)
+    exact = [mpmath.exp(v) / total - (1 if k == 0 else 0) for k, v in enumerate(values)]
+    found = resolve("cross_entropy").residual(logits, torch.tensor([0]))[0].double().tolist()
+    # exp of a number of size 40 loses 40 roundings of its argument.
+    tolerance = 100 * torch.finfo(dtype).eps
+    assert all(abs(mpmath.mpf(f) - e) <= tolerance * abs(e) for f, e in zip(found, exact, strict=True))
+    exact_loss = -mpmath.log(mpmath.exp(values[0]) / total)
+    loss = resolve("cross_entropy")(logits, torch.tensor([0])).item()
+    assert abs(mpmath.mpf(loss) - exact_loss) <= tolerance * exact_loss
+
+
+def test_autograd_loses_the_residual_that_the_closed_form_keeps():
+    logits = torch.tensor([[20.0, 0.0]], requires_grad=True)
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0])).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] == 0  # the naive twin: exactly zero in float32
+    assert resolve("cross_entropy").residual(logits, torch.tensor([0]))[0, 0] < 0
+
+
+@given(n=st.integers(1, 7), classes=st.integers(2, 6), seed=st.integers(0, 10_000))
+def test_named_residuals_equal_the_gradient_of_the_loss(n, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(n, classes, dtype=torch.float64, generator=generator)
+    targets = torch.randint(0, classes, (n,), generator=generator)
+    one, signs = logits[:, :1], torch.randint(0, 2, (n,), generator=generator)
+    for name, f, y in (
+        ("cross_entropy", logits, targets),
+        ("mse", logits, targets),
+        ("logistic", one, signs),
+        ("mse", one, signs),
+    ):
+        loss = resolve(name)
+        expected = resolve(lambda f, y, loss=loss: loss(f, y)).residual(f, y)
+        torch.testing.assert_close(loss.residual(f, y), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_residual_of_cross_entropy_sums_to_exactly_zero_but_for_rounding():
+    residual = resolve("cross_entropy").residual(torch.randn(50, 10), torch.randint(0, 10, (50,)))
+    assert residual.sum(1).abs().max() < 1e-6  # ten float32 roundings of numbers below one
+
+
+def test_stable_norm_survives_numbers_whose_squares_underflow():
+    rows = torch.tensor([[3e-30, 4e-30], [0.0, 0.0], [3.0, 4.0]])
+    assert torch.linalg.vector_norm(rows[0]) != 5e-30  # the naive twin
+    torch.testing.assert_close(stable_norm(rows), torch.tensor([5e-30, 0.0, 5.0]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "logits", "targets", "message"),
+    [
+        ("cross_entropy", torch.zeros(3, 2), torch.tensor([0, 1, 2]), "Labels out of range at 1 row.*first: 2.*from 0 to 1"),
+        ("cross_entropy", torch.zeros(3, 2), torch.tensor([0.0, 1.0, 1.0]), "dtype torch.float32.*integer class labels"),
+        ("cross_entropy", torch.zeros(3, 1), torch.tensor([0, 0, 0]), "loss='logistic'"),
+        ("cross_entropy", torch.zeros(3, 2), torch.tensor([0, 1]), r"shape \(2,\) for 3 examples"),
+        ("logistic", torch.zeros(3, 2), torch.tensor([0, 1, 1]), "classes=1"),
+        ("logistic", torch.zeros(3, 1), torch.tensor([0, 1, -1]), "out of range"),
+        (lambda f, y: f.sum(), torch.zeros(3, 2), torch.tensor([0, 1, 1]), "reduction='none'"),
+        ("mse", torch.zeros(3, 2), torch.zeros(3, 3), "outputs' shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_a_remedy(loss, logits, targets, message):
+    with pytest.raises(InputError, match=message):
+        resolve(loss)(logits, targets)
+
+
+def test_an_unknown_loss_names_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'cross_entropy'"):
+        resolve("crossentropy")
