@@ -108,13 +108,11 @@ def _probe_sizes(tables: Tables) -> pd.DataFrame:
 
 def _cumulative_ratio(own: pd.DataFrame) -> pd.Series:
     valid = own[own[["clean", "noisy"]].notna().all(axis=1)]
-    widths = valid["epoch"].diff().fillna(0.0)
-    integrals = {
-        group: (widths * (valid[group] + valid[group].shift().fillna(0.0)) / 2).cumsum() for group in ("clean", "noisy")
-    }
-    ratio = _divide(integrals["clean"], integrals["noisy"])
-    if len(ratio):
-        ratio.iloc[0] = valid["ratio"].iloc[0]
+    epochs, clean, noisy = (valid[name].to_numpy(dtype=float) for name in ("epoch", "clean", "noisy"))
+    widths = np.diff(epochs)
+    areas = [np.cumsum(widths * (values[1:] + values[:-1]) / 2) for values in (clean, noisy)]
+    ratio = valid["ratio"].copy()  # At the first probe nothing is integrated yet: the ratio itself.
+    ratio.iloc[1:] = np.divide(areas[0], areas[1], out=np.full_like(widths, np.nan), where=areas[1] > 0)
     return ratio.reindex(own.index)
 
 
