@@ -36,13 +36,19 @@ def _figures_are_closed():
 
 @pytest.fixture(scope="session")
 def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `noisesam demo --quick` has filled, made once per worker; read it, do not write into it."""
+    """The folder that `noisesam demo --quick` has filled, made once and shared by all test workers; do not write into it."""
+    from filelock import FileLock  # comes with torch
     from typer.testing import CliRunner
 
     from noisesam.cli import app
 
-    folder = tmp_path_factory.mktemp("demo") / "quick"
-    result = CliRunner().invoke(app, ["demo", "--quick", "--out", str(folder)])
-    assert result.exit_code == 0, result.output
-    (folder / "output.txt").write_text(result.output, encoding="utf-8")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, output = shared / "quick-demo", shared / "quick-demo-output.txt"
+    with FileLock(shared / "quick-demo.lock"):
+        if not output.exists():
+            result = CliRunner().invoke(app, ["demo", "--quick", "--out", str(folder)])
+            assert result.exit_code == 0, result.output
+            output.write_text(result.output, encoding="utf-8")
     return folder

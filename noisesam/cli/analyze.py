@@ -76,13 +76,14 @@ def open_all(paths: Sequence[Path]) -> tuple[RunCollection, list[str]]:
 
 
 def analysed(collection: RunCollection, baseline: str) -> dict[str, Any]:
-    """Compute the three things that are shown: summary, paired differences, findings."""
+    """Compute the three things that are shown: summary with the baseline first, paired differences, findings."""
     from noisesam import analysis
 
     summary = analysis.summary(collection)
     present = list(dict.fromkeys(str(method) for method in summary["method"]))
     if baseline not in present and baseline != "sgd":
         raise unknown_name("baseline", baseline, present)
+    summary = summary.sort_values("method", key=lambda names: names != baseline, kind="stable", ignore_index=True)
     paired = analysis.paired_differences(collection, baseline=baseline) if baseline in present else None
     sentences = analysis.findings(collection, baseline=baseline) if baseline in present else []
     return {

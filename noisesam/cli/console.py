@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,23 @@ def number(value: Any, digits: int = 3) -> str:
         return "-"
     value = float(value)
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+@contextmanager
+def warnings_in_words(tell: Callable[[str], None] = warn) -> Iterator[None]:
+    """Show the library's warnings to the user as lines of text, when they are raised; other kinds stay as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, UserWarning):
+                tell(str(message))
+            else:
+                shown(message, category, *place)
+
+        warnings.showwarning = show
+        yield
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisesam.cli.console import print_json, records, say, say_path, warn
+from noisesam.cli.console import print_json, print_table, records, say, say_path, warn
 
 if TYPE_CHECKING:
     from noisesam.cli.workers import Job
@@ -41,6 +41,15 @@ class Preset:
         return [Job(self.config(method, seed), folder / f"{method}-seed{seed}") for method, seed in pairs]
 
 
+IN_WORDS = {
+    "sam": "one perturbation for the whole batch",
+    "1-sam": "one for each example",
+    "l-sam": "1-sam's perturbation in the logit scale alone: how wrong the output is",
+    "j-sam": "the same in the Jacobian alone: how the weights move the output",
+    "reg-sgd": "no perturbation: a penalty on the last hidden activation and the last layer",
+}
+
+
 def preset(*, quick: bool = False, seeds: int | None = None) -> Preset:
     """Read the demo's preset, or its small one.
 
@@ -53,7 +62,7 @@ def preset(*, quick: bool = False, seeds: int | None = None) -> Preset:
     small = data["quick"] if quick else {}
     return Preset(
         run=data["run"],
-        methods=data["methods"],
+        methods=small.get("methods", data["methods"]),
         seeds=seeds if seeds is not None else small.get("seeds", data["seeds"]),
         overrides=tuple(small.get("overrides", ())),
     )
@@ -133,11 +142,7 @@ def introduce(chosen: Preset) -> None:
         "SGD first learns the digits, then memorises the wrong labels. "
         "A sharpness-aware step perturbs the weights before it takes the gradient:"
     )
-    say("  sam      one perturbation for the whole batch")
-    say("  1-sam    one for each example")
-    say("  l-sam    1-sam's perturbation in the logit scale alone (how wrong the output is)")
-    say("  j-sam    in the Jacobian alone (how the weights move the output)")
-    say("  reg-sgd  no perturbation: a penalty on the last hidden activation and layer")
+    print_table(("", ""), [(f"  {method}", meaning) for method, meaning in IN_WORDS.items() if method in chosen.methods])
     say()
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisesam.cli.console import out, print_json, print_table, progress_bar, records, say, say_path
+from noisesam.cli.console import out, print_json, print_table, progress_bar, records, say, say_path, warnings_in_words
 from noisesam.cli.toml_text import to_toml
 from noisesam.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from noisesam.runs import Run
     from noisesam.training import Config
 
 
@@ -28,7 +28,7 @@ def train(
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run. (default: runs/<file>/<method>-seed<seed>-<hash>)")
+        Path | None, typer.Option("--out", help="Folder of the run. (default: runs/<method>-<hash>-seed<seed>)")
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets. (default: $NOISESAM_DATA)")] = None,
     dry_run: Annotated[
@@ -49,7 +49,7 @@ def train(
             remedy="Copy one from examples/, or give its path",
         )
     config = load_config(config_file, overrides=tuple(overrides or ()))
-    target = folder if folder is not None else default_folder(config_file, config)
+    target = folder if folder is not None else default_folder(config)
     if dry_run:
         resolved, sizes = config_to_dict(config), run_sizes(config, data_root)
         if as_json:
@@ -64,13 +64,15 @@ def train(
     report(run, as_json=as_json)
 
 
-def default_folder(config_file: Path, config: Config) -> Path:
-    """A folder that depends on the whole configuration, so that the same command finds its run again and no other."""
+def default_folder(config: Config) -> Path:
+    """Where `fit` puts a run that is given no folder: it depends on the setting, so the same command finds its run again."""
+    from noisesam.runs import portable_configuration, setting_hash
     from noisesam.training import config_to_dict
 
-    text = json.dumps(config_to_dict(config), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return Path("runs", config_file.stem, f"{config.method.name}-seed{config.seed}-{digest}")
+    data = Path(config.data.name).expanduser()
+    plain = config_to_dict(dataclasses.replace(config, seed=0))
+    key = setting_hash(*portable_configuration(plain, data_file=data if data.is_file() else None))
+    return Path("runs") / f"{config.method.name}-{key[:8]}-seed{config.seed}"
 
 
 def run_sizes(config: Config, data_root: Path | None) -> dict[str, int]:
@@ -91,16 +93,21 @@ def run_sizes(config: Config, data_root: Path | None) -> dict[str, int]:
     }
 
 
-def fit_with_progress(config: Config, target: Path, data_root: Path | None, *, resume: bool) -> Any:
-    """Train behind a progress bar of epochs."""
+def fit_with_progress(config: Config, target: Path, data_root: Path | None, *, resume: bool) -> Run:
+    """Train behind a progress bar of steps."""
     from noisesam.training import fit
 
-    with progress_bar(f"{config.method.name}, seed {config.seed} (epochs)", config.training.epochs) as bar:
+    title = f"{config.method.name}, seed {config.seed} (steps)"
+    with progress_bar(title, None) as bar, warnings_in_words():
         task = bar.task_ids[0]
-        return fit(config, target, data_root=data_root, progress=lambda *_: bar.update(task, advance=1), resume=resume)
+
+        def show(step: int, total: int, _: str) -> None:
+            bar.update(task, completed=step, total=total)
+
+        return fit(config, target, data_root=data_root, progress=show, resume=resume)
 
 
-def report(run: Any, *, as_json: bool) -> None:
+def report(run: Run, *, as_json: bool) -> None:
     """Print the three ways to stop this run, and where it lies."""
     from noisesam import analysis
     from noisesam.cli.report import SELECTIONS, short

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisesam.cli.console import progress_bar
-from noisesam.errors import NoisesamError
+from noisesam.cli.console import progress_bar, warn, warnings_in_words
+from noisesam.errors import NoisesamError, RunError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,8 +70,15 @@ def run_all(jobs: list[Job], *, workers: int, data_root: Path | None = None) -> 
     ):
         task = bar.task_ids[0]
         futures = [pool.submit(_make, job, data_root) for job in waiting]
-        for finished in _watch(futures, reports, lambda amount: bar.update(task, advance=amount)):
-            finished.result()
+        for finished in _watch(futures, reports, lambda epochs: bar.update(task, advance=epochs)):
+            try:
+                finished.result()
+            except BrokenExecutor as error:
+                raise RunError(
+                    "A worker process was killed from outside",
+                    expected="enough memory for every worker",
+                    remedy="The same command again resumes; --workers 1 needs less memory",
+                ) from error
     return len(waiting)
 
 
@@ -101,15 +109,14 @@ def _pool(workers: int, reports: Any) -> Iterator[Executor]:
 
 
 def _watch(futures: list[Future[None]], reports: Any, advance: Any) -> Iterable[Future[None]]:
-    """Yield futures as they end, forwarding the workers' reports meanwhile."""
+    """Yield futures as they end; a worker's report is a number of epochs, or a warning in words."""
     pending = set(futures)
     while pending:
-        try:
-            advance(reports.get(timeout=0.2))
+        with contextlib.suppress(queue.Empty):
+            report = reports.get(timeout=0.2)
             while True:
-                advance(reports.get_nowait())
-        except queue.Empty:
-            pass
+                warn(report) if isinstance(report, str) else advance(report)
+                report = reports.get_nowait()
         done = {future for future in pending if future.done()}
         pending -= done
         yield from as_completed(done)
@@ -131,13 +138,24 @@ def _make(job: Job, data_root: Path | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the workers
     torch.set_num_threads(1)
     try:
-        fit(job.config, job.folder, data_root=data_root, progress=_report)
+        with warnings_in_words(lambda text: _reports.put(f"{job.folder.name}: {text}")):
+            fit(job.config, job.folder, data_root=data_root, progress=_Reporter(job.config.training.epochs))
     except NoisesamError as error:
         raise FailedRunError(job.folder.name, error.given, error.expected, error.remedy) from None
 
 
-def _report(*_: Any, **__: Any) -> None:
-    _reports.put(1)
+class _Reporter:
+    """Reports whole epochs of one run to the parent; a report for every step would be felt."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.reported = 0
+
+    def __call__(self, step: int, total: int, _: str) -> None:
+        done = self.epochs * step // max(total, 1)
+        if done > self.reported:
+            _reports.put(done - self.reported)
+            self.reported = done
 
 
 class FailedRunError(NoisesamError):

@@ -1,0 +1,73 @@
+"""Everything the README shows is run: its Python, its commands at their small preset, its make targets, its method table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from noisesam.cli import app
+from noisesam.cli.readme import methods_table, replaced
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture
+def beside_a_demo(quick_demo: Path, monkeypatch, tmp_path: Path) -> Path:
+    """A folder that looks like the one the README is read in: after `noisesam demo --quick`, with the examples."""
+    (tmp_path / "demo-output").mkdir()
+    (tmp_path / "demo-output" / "quick").symlink_to(quick_demo)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_snippets_run_one_after_the_other(beside_a_demo, capsys):
+    assert len(SNIPPETS) >= 4
+    namespace: dict = {}
+    for number, snippet in enumerate(SNIPPETS):
+        exec(compile(snippet, f"README.md, snippet {number + 1}", "exec"), namespace)
+    assert "nan" not in capsys.readouterr().out.split("run ")[0]
+
+
+def test_the_loop_of_one_s_own_is_fifteen_lines_and_the_regulariser_three():
+    loop, regulariser = (next(one for one in SNIPPETS if name in one) for name in ("method.backward", "JSAMRegularizer"))
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 15
+    assert len(regulariser.splitlines()) == 3
+
+
+def test_the_commands_are_small_or_dry():
+    assert len(COMMANDS) >= 5
+    for command in COMMANDS:
+        words = shlex.split(command)
+        assert words[0] == "noisesam"
+        if words[1] == "demo":
+            assert "--quick" in words
+        if words[1] == "train":
+            assert "--dry-run" in words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_exit_with_zero(command, beside_a_demo):
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    if "--json" in command:
+        assert json.loads(result.stdout)
+
+
+def test_the_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)", README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    assert {"demo", "test"} <= named
+    assert named - targets <= {"sure"}
+
+
+def test_the_method_table_is_the_registry_s():
+    assert replaced(README, "methods-table", methods_table()) == README, "rewrite it: noisesam readme"
