@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from noisesam import analysis
+from noisesam.analysis.inputs import as_tables
 from noisesam.errors import InputError
 from noisesam.runs import open_runs
 
@@ -206,3 +208,12 @@ def test_a_broken_part_takes_only_its_own_rows(invented, tmp_path):
     assert len(runs.problems) == 1
     curve = analysis.memorisation(runs)
     assert curve["epoch"].tolist() == [*range(11), *range(16, 21)]
+
+
+def test_a_loss_on_an_edge_belongs_to_the_upper_bin(study, twin):
+    tables = as_tables(study({"sgd": {}}, seeds=(0,)))
+    tied = tables.examples.assign(loss=np.floor(4 * tables.examples["loss"]))
+    table = analysis.weights_against_loss(dataclasses.replace(tables, examples=tied), bins=4)
+    for (step, group), own in table.groupby(["step", "group"]):
+        expected = twin.loss_bins(tied, step, group, 4)
+        assert own.set_index("bin")["count"].to_dict() == {number: values["count"] for number, values in expected.items()}
