@@ -26,7 +26,7 @@ _NORMS = {"hidden_activation_norm": "last hidden activations", "last_layer_norm"
 class _Comparison:
     """One experiment: the settings that are compared, and their numbers per run."""
 
-    values: pd.DataFrame
+    per_run: pd.DataFrame
     settings: Mapping[str, str]
     """Method -> the setting that stands for it."""
     stopping: str
@@ -35,7 +35,7 @@ class _Comparison:
     confidence: float
 
     def values_of(self, method: str, column: str) -> dict[int, float]:
-        return by_seed(self.values, method, self.settings[method], column)
+        return by_seed(self.per_run, method, self.settings[method], column)
 
     def mean(self, method: str, column: str) -> Interval:
         return interval(self.values_of(method, column).values(), self.confidence)
@@ -61,9 +61,10 @@ def findings(runs: Runs | Tables, baseline: str = "sgd", confidence: float = 0.9
         confidence: Of the intervals.
 
     Returns:
-        Sentences, in this order for each experiment: what was compared; the gain of 1-sam and of batch sam at early stopping
-        and at the end; which part keeps the gain (l-sam, j-sam, reg-sgd); wrong labels memorised; gradient weight at equal
-        weights; norms of activations and of the last layer. What was not run is left out.
+        Sentences, in this order for each experiment: what was compared, and whether the baseline fits wrong labels at all;
+        the gain of 1-sam and of batch sam at early stopping and at the end; which part keeps the gain (l-sam, j-sam, reg-sgd);
+        wrong labels memorised; gradient weight at equal weights; norms of activations and of the last layer. What was not run
+        is left out.
 
     Example:
         >>> front = {"setting": "", "split": "test", "group": "all", "metric": "accuracy", "step": 1, "epoch": 1.0}
@@ -110,6 +111,7 @@ def _of_one_experiment(tables: Tables, values: pd.DataFrame, baseline: str, conf
     if baseline not in settings:
         sentences.append(f"There is no run of {baseline}, so nothing is said on gains.")
     else:
+        sentences += _baseline_fits_no_noise(comparison)
         sentences += _gains(comparison)
         sentences += _parts(comparison)
         sentences += _memorised(comparison)
@@ -139,6 +141,20 @@ def _compared(comparison: _Comparison) -> str:
     counts = {method: comparison.mean(method, "last_test_accuracy").n for method in comparison.settings}
     listed = ", ".join(f"{comparison.name(method)} with {_seeds(n)}" for method, n in counts.items())
     return f"Compared: {listed}. Early stopping is {_STOPPING[comparison.stopping].removeprefix('stopped ')}."
+
+
+def _baseline_fits_no_noise(comparison: _Comparison) -> list[str]:
+    """Warn of a setting in which the baseline never begins to fit the wrong labels: there is nothing to resist."""
+    baseline = comparison.baseline
+    own = comparison.per_run[comparison.per_run["method"] == baseline]
+    own = own[own["setting"] == comparison.settings[baseline]]
+    tested = own[own["onset_reached"].notna() & own["last_noisy_fitted"].notna()]
+    if tested.empty or tested["onset_reached"].astype(bool).any():
+        return []
+    return [
+        f"{comparison.name(baseline)} never fits the wrong labels beyond chance here ({_seeds(len(tested))}), so this setting "
+        "tells little about resistance to them: train longer, or with a larger model or step size."
+    ]
 
 
 def _gains(comparison: _Comparison) -> list[str]:
@@ -280,14 +296,14 @@ def _equal_weights(tables: Tables, comparison: _Comparison) -> list[str]:
         above_one = found._replace(mean=found.mean - 1, low=found.low - 1, high=found.high - 1)
         sentences.append(
             f"At the weights of {comparison.baseline} early in training, the {rule} step weighs correctly against wrongly "
-            f"labelled examples {found.mean:.3g} times as much as the sgd step does: "
+            f"labelled examples {found.mean:.3f} times as much as the sgd step does: "
             + _verdict(
                 above_one,
                 up="it shifts weight to the correctly labelled",
                 down="it shifts weight to the wrongly labelled",
                 open_="a shift cannot be told from none",
                 confidence=comparison.confidence,
-                bounds=f"{found.low:.3g} to {found.high:.3g}",
+                bounds=f"{found.low:.3f} to {found.high:.3f}",
             )
         )
     return sentences
@@ -312,7 +328,7 @@ def _norms(tables: Tables, comparison: _Comparison) -> list[str]:
                 continue
             factor, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
             sentences.append(
-                f"At the end of training the norm of the {what} of {comparison.name(method)} is {factor:.3g} times that of "
+                f"At the end of training the norm of the {what} of {comparison.name(method)} is {factor:.3f} times that of "
                 f"{comparison.baseline}: "
                 + _verdict(
                     found,
@@ -320,7 +336,7 @@ def _norms(tables: Tables, comparison: _Comparison) -> list[str]:
                     down="smaller",
                     open_="not to be told apart",
                     confidence=comparison.confidence,
-                    bounds=f"{low:.3g} to {high:.3g}",
+                    bounds=f"{low:.3f} to {high:.3f}",
                 )
             )
     return sentences

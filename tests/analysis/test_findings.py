@@ -85,7 +85,7 @@ def test_the_gradient_weight_may_shift_either_way(study, gain, verdict):
     runs = study({"sgd": {"rule_gain": {"j_sam": gain}}, "1-sam": SAME})
     sentence = said(runs, "the j-sam step weighs")
     assert verdict in sentence
-    assert f"{gain:.3g} times as much" in sentence
+    assert f"{gain:.3f} times as much" in sentence
 
 
 def test_one_seed_is_never_a_finding(study):
@@ -117,6 +117,15 @@ def test_the_best_of_several_settings_is_chosen_on_validation_and_named(study):
     note = said(runs, "Of 2 settings of 1-sam")
     assert note.startswith("Of 2 settings of 1-sam, rho=0.1 stands for it: its mean accuracy on the noisy validation examples")
     assert "1-sam (rho=0.1) reaches" in said(runs, "At the end of training 1-sam")
+
+
+def test_a_baseline_that_fits_no_noise_is_said_to_show_little(study):
+    def warned(memorised: float) -> bool:
+        runs = study({"sgd": {"memorised": memorised}, "1-sam": GOOD})
+        return any("never fits the wrong labels beyond chance" in sentence for sentence in sentences_of(runs))
+
+    assert warned(0.1)
+    assert not warned(0.8)
 
 
 def test_unfinished_runs_are_said_to_be(study):
