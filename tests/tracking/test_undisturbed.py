@@ -142,6 +142,10 @@ def test_step_quantities_are_the_methods_own_terms(name):
     terms = method.step_terms(data.inputs, data.labels, data.index)
     np.testing.assert_allclose(tracker.examples["step_gradient_norm"], terms.gradient_norm.detach(), rtol=1e-12)
     np.testing.assert_allclose(tracker.examples["step_residual_norm"], terms.residual_norm.detach(), rtol=1e-12)
+    for metric in ("step_gradient_norm", "step_residual_norm"):
+        group_values = tracker.metrics[tracker.metrics["metric"] == metric].set_index("group")["value"]
+        for group, rows in (("all", slice(None)), ("clean", ~data.is_noisy.numpy()), ("noisy", data.is_noisy.numpy())):
+            assert group_values[group] == pytest.approx(tracker.examples[metric].to_numpy()[rows].mean(), rel=1e-12)
     # The cosine is with what backward adds, for the probe as the batch.
     method.backward(data.inputs, data.labels, index=data.index)
     step = torch.cat([p.grad.flatten() for p in model.parameters()])

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from noisesam import fit, methods, open_run
+from noisesam import fit, methods, models, open_run
 from noisesam.errors import ConfigurationError, InputError, RunError
 from noisesam.runs import files, verify
 from noisesam.runs.checkpoints import read_payload
@@ -34,6 +35,24 @@ def test_equal_configurations_give_equal_runs_for_every_method(name, tmp_path, s
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+def bare_loop(config):
+    """Train as a user would: no measurement, no run on disk, nothing but the steps."""
+    prepared = prepare(load_config(config))
+    train, method, optimizer = prepared.splits.train, prepared.method, prepared.optimizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(config["seed"], "dropout"))
+        for step in range(prepared.total_steps):
+            if step % prepared.order.steps_per_epoch == 0:
+                method.start_epoch(step // prepared.order.steps_per_epoch)
+            rows = prepared.order.batch(step)
+            for group in optimizer.param_groups:
+                group["lr"] = config["optimizer"]["lr"] * (1 + math.cos(math.pi * step / prepared.total_steps)) / 2
+            optimizer.zero_grad()
+            method.backward(train.inputs[rows], train.labels[rows], index=train.index[rows])
+            optimizer.step()
+    return prepared
+
+
 @pytest.mark.parametrize("name", methods.names())
 def test_tracking_does_not_change_the_run(name, tmp_path, small_config):
     config = small_config(method={"name": name})
@@ -43,6 +62,12 @@ def test_tracking_does_not_change_the_run(name, tmp_path, small_config):
     fit(silent, tmp_path / "silent")
     tracked, other = (read_payload(tmp_path / run, STEPS)[0] for run in ("tracked", "silent"))
     assert tracked == other  # weights, momentum, method and generators, byte by byte
+    # Even the silent run is evaluated; a loop that measures nothing at all has the same weights and momentum.
+    bare, saved = bare_loop(config), open_run(tmp_path / "tracked").checkpoint().tensors
+    for place, (key, weight) in enumerate(bare.model.state_dict().items()):
+        assert torch.equal(saved[f"model.{key}"], weight)
+        momentum = bare.optimizer.state_dict()["state"][place]["momentum_buffer"]
+        assert torch.equal(saved[f"optimizer.state.{place}.momentum_buffer"], momentum)
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"name": "adamw", "lr": 0.01, "momentum": 0.0}], ids=["sgd", "adamw"])
@@ -309,3 +334,26 @@ def test_bad_data_is_one_error_before_there_is_a_directory(inputs, labels, messa
     with pytest.raises(InputError, match=message):
         fit(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_batch_normalisation_in_a_per_example_method_is_one_error_before_the_first_step(tmp_path, small_config):
+    @models.register("normalised", title="A network with BatchNorm.")
+    def normalised(input_shape, classes, generator):
+        body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(math.prod(input_shape)))
+        return models.Classifier(body, features=math.prod(input_shape), classes=classes, input_shape=input_shape)
+
+    try:
+        config = small_config(training={"epochs": 1})
+        config["model"] = {"name": "normalised"}
+        with pytest.raises(InputError, match=r"(?s)BatchNorm.*(LayerNorm|GroupNorm|eval)"):
+            fit(config, tmp_path / "run")
+        run = open_run(tmp_path / "run")
+        assert (run.status, run.problems) == ("failed", [])
+        assert "BatchNorm" in run.manifest["message"]
+        # A method of the whole batch trains it, and measuring does not move the running statistics.
+        config["method"] = {"name": "sgd"}
+        trained, bare = fit(config, tmp_path / "sgd"), bare_loop(config)
+        for key, value in bare.model.state_dict().items():
+            assert torch.equal(trained.checkpoint().tensors[f"model.{key}"], value)
+    finally:
+        models.unregister("normalised")

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisesam.errors import RunError
+from noisesam.methods import StepResult
 from noisesam.training.learning_rate import learning_rate
+from noisesam.training.meter import StepMeter
 from noisesam.training.state import pack, unpack
 
 tensors = st.builds(
@@ -126,3 +128,21 @@ def test_cosine_falls_from_the_base_to_zero_and_constant_stays():
     assert learning_rate("cosine", 0.5, 100, 100) == 0.0
     assert rates[50] == pytest.approx(0.25)
     assert {learning_rate("constant", 0.5, step, 100) for step in range(100)} == {0.5}
+
+
+def test_the_meter_resumes_in_the_middle_of_its_means():
+    def step(forward):
+        losses = torch.zeros(4)
+        return StepResult(losses.mean(), torch.zeros(4, 2), losses, losses == 0, None, forward, 2 * forward)
+
+    whole, first, second = StepMeter(), StepMeter(), StepMeter()
+    for meter, forwards in ((whole, (4, 8, 12)), (first, (4,))):
+        for forward in forwards:
+            meter.add(step(forward), 4, forward / 10)
+    second.load_state_dict(unpack(*pack(first.state_dict())))
+    for forward in (8, 12):
+        second.add(step(forward), 4, forward / 10)
+    rows = second.take()
+    assert rows == whole.take()
+    assert {row["metric"]: row["value"] for row in rows} == {"forward_passes": 2, "backward_passes": 4, "step_seconds": 0.8}
+    assert second.take() == []
