@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("analysis", "data", "gradients", "methods", "models", "plotting", "regularizers", "runs", "tracking", "training")
+_SUBPACKAGES = (
+    "analysis", "data", "gradients", "methods", "models", "plotting", "regularizers", "runs", "tracking", "training",
+)  # fmt: skip
 
 _ATTRIBUTES = {
     "SGD": "methods",
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from noisesam.training import fit as fit
     from noisesam.training import load_config as load_config
 
-__all__ = [*_ATTRIBUTES, *_SUBPACKAGES]
+__all__ = [*_ATTRIBUTES, *_SUBPACKAGES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -74,8 +74,11 @@ def describe(name: str) -> MethodDescription:
     """
     kind = method_class(name)
     meanings = {**kind.hyperparameters, **COMMON}
-    defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
-    hyperparameters = {key: (defaults.get(key), meaning) for key, meaning in meanings.items()}
+    defaults: dict[str, Any] = {}
+    for base in reversed(kind.__mro__[:-1]):  # a subclass hands the options of its bases on
+        signature = inspect.signature(base.__init__)
+        defaults |= {key: p.default for key, p in signature.parameters.items() if p.default is not p.empty}
+    hyperparameters = {key: (defaults[key], meaning) for key, meaning in meanings.items()}
     return MethodDescription(
         kind.name, kind.title, kind.rule, kind.cost, kind.passes, kind.reference, hyperparameters, kind.limits
     )

@@ -103,7 +103,8 @@ def plot_test_accuracy(
     if labels not in _LABELS:
         raise unknown_name("labels", labels, _LABELS)
     accuracies = _accuracies(metrics)
-    found = groups(accuracies[accuracies["split"] == "test"])
+    # Test labels are clean, so a run holds the same accuracy for the groups `all` and `clean`: one of them is a seed's value.
+    found = groups(accuracies[(accuracies["split"] == "test") & (accuracies["group"] == "all")])
     if not found:
         raise nothing_to_draw("test accuracy", "Evaluate on a test split: data.test_size must not be 0.")
     stops = _stops(early_stopping)

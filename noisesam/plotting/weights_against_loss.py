@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import ScalarFormatter
 
 from noisesam.errors import InputError, unknown_name
 from noisesam.plotting._layout import AxesLike, legend, panels
@@ -83,6 +84,11 @@ def plot_weights_against_loss(
         if _spans(rows["loss"]) > 30:
             for panel in flat:
                 panel.set_xscale("log")
+        if _spans(rows["logit_weight"]) > 5:
+            # Late in training a fitted example counts tenfold: on a linear axis the early panels would be flat.
+            for panel in grid[0]:
+                panel.set_yscale("log")
+                panel.yaxis.set_major_formatter(ScalarFormatter())
         legend(flat, title=f"by loss bin; {band_note(seeds, band)}", own=own)
     return grid
 

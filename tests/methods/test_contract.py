@@ -374,3 +374,9 @@ def test_every_method_is_described_and_importable_from_the_top(name):
     assert description.rule
     assert description.reference
     assert type(make(name, network())).__name__ in dir(noisesam)
+
+
+def test_a_shards_method_is_described_with_the_defaults_of_its_family():
+    assert describe("m-sam").hyperparameters["normalize"][0] is True
+    assert describe("m-sam").hyperparameters["engine"][0] == "auto"
+    assert describe("m-sam").hyperparameters["examples_per_shard"][0] == 8

@@ -307,3 +307,14 @@ def test_what_is_no_transition_matrix_is_refused():
         plot_transition_matrix([[3.0, 1.0], [0.0, 4.0]], ["a", "b"])
     with pytest.raises(InputError, match="3 class names were given for a 2 x 2"):
         plot_transition_matrix(np.eye(2), ["a", "b", "c"])
+
+
+def test_the_clean_group_of_the_test_split_is_not_counted_as_further_seeds():
+    rows = [
+        ("sgd", seed, float(epoch), "test", group, "accuracy", 0.5 + 0.01 * epoch + 0.02 * seed)
+        for seed in range(3)
+        for epoch in range(4)
+        for group in ("all", "clean")
+    ]
+    metrics = pd.DataFrame(rows, columns=["method", "seed", "epoch", "split", "group", "metric", "value"])
+    assert plot_test_accuracy(metrics).get_title(loc="left").startswith("3 seeds")
