@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from noisesam.errors import NoisesamError, RunError
-from noisesam.runs import RunWriter
+from noisesam.runs import RunWriter, tables
+from noisesam.runs.files import remove
 from noisesam.tracking import Tracker, every_epochs
 from noisesam.training.checkpoint import load_state, save_state
 from noisesam.training.evaluation import evaluate
@@ -39,6 +40,7 @@ class Loop:
         self.config = prepared.config
         self.writer = writer
         self.step = 0
+        self._saved = -1
         self._progress = progress
         self._meter = StepMeter()
         self._notes: list[str] = []
@@ -52,7 +54,7 @@ class Loop:
     def resume(self, payload: bytes, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         progress = load_state(self.prepared, payload, state)
-        self.step = progress["step"]
+        self.step = self._saved = progress["step"]
         self._notes = list(progress["notes"])
         self._meter.load_state_dict(progress["meter"])
 
@@ -159,9 +161,18 @@ class Loop:
         """Flush the parts, then write the checkpoint that stands for them."""
         self._hand_over()
         self.writer.flush(self.step)
+        self._remove_parts_of_a_failure()
         progress = {"step": self.step, "notes": self._notes, "meter": self._meter.state_dict()}
         self.writer.write_checkpoint(self.step, *save_state(self.prepared, progress))
         self.writer.prune(self.config.checkpoint.keep)
+
+    def _remove_parts_of_a_failure(self) -> None:
+        """Remove what `keep_what_was_measured` wrote between the last two flush points: the part just written holds it too."""
+        for table in tables.COLUMNS:
+            for step, path in tables.parts(self.writer.path / table):
+                if self._saved < step < self.step:
+                    remove(path)
+        self._saved = self.step
 
     def _make_tracker(self) -> Tracker | None:
         """Follow the probe, if there is one; to be built while the weights are still the initial ones."""

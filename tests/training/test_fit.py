@@ -117,6 +117,15 @@ def test_seeds_change_the_run_and_method_changes_leave_data_weights_and_batches(
     np.testing.assert_array_equal(first.order.batch(5), other.order.batch(5))
 
 
+def test_hyperparameters_and_optimizer_settings_reach_their_places(small_config):
+    prepared = prepare(load_config(small_config(method={"name": "sam", "rho": 0.03})))
+    assert prepared.method.rho == 0.03
+    group = prepared.optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.1, 0.9, 1e-3, False)
+    adam = prepare(load_config(small_config(optimizer={"name": "adamw", "momentum": 0.0}))).optimizer
+    assert isinstance(adam, torch.optim.AdamW)
+
+
 def test_noise_comes_before_the_hold_out_and_never_reaches_the_test_labels(small_config):
     config = load_config(small_config(data={"train_size": 500, "validation_size": 200, "test_size": 597}))
     splits = prepare(config).splits
@@ -357,3 +366,20 @@ def test_batch_normalisation_in_a_per_example_method_is_one_error_before_the_fir
             assert torch.equal(trained.checkpoint().tensors[f"model.{key}"], value)
     finally:
         models.unregister("normalised")
+
+
+def test_a_failure_keeps_what_was_measured_since_the_last_checkpoint(tmp_path, small_config, assert_same_run):
+    def fail(done, total, text):
+        if done == 7:
+            raise RuntimeError("no reason")
+
+    config = small_config(checkpoint={"every": 4, "every_steps": None})
+    with pytest.raises(RuntimeError, match="no reason"):
+        fit(config, tmp_path / "run", progress=fail)
+    run = open_run(tmp_path / "run")
+    assert (run.status, run.manifest["message"], run.checkpoint_steps) == ("failed", "no reason", [0])
+    assert set(run.metrics.query("metric == 'accuracy'")["step"]) == {0, 3, 6}
+    assert set(run.examples["step"]) == {0, 3, 6}
+    fit(config, tmp_path / "run")
+    fit(config, tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
