@@ -223,6 +223,14 @@ def test_closed_form_accuracy_equals_the_accuracy_on_many_samples(signal, noise_
     assert abs(observed - exact) < 5 * math.sqrt(exact * (1 - exact) / n)  # five binomial standard errors
 
 
+def test_closed_form_accuracy_is_the_normal_distribution_function_of_the_signal_to_noise_ratio():
+    weight = torch.tensor([3.0, 4.0, 0.0], dtype=torch.float64)
+    for signal, noise_std, ratio in ((2.0, 0.5, 3.0), (2.0, 1.5, 1.0), (-1.0, 0.75, -1.0)):
+        phi = 0.5 * (1.0 + math.erf(ratio / math.sqrt(2.0)))
+        # Two libraries' error functions agree to a few units in the last place.
+        assert abs(gaussian_test_accuracy(weight, signal=signal, noise_std=noise_std) - phi) < 1e-14
+
+
 def test_closed_form_accuracy_at_the_edges():
     def accuracy(*weight):
         return gaussian_test_accuracy(torch.tensor(weight), signal=1.0, noise_std=1.0)

@@ -147,7 +147,12 @@ def test_missing_label_file_says_what_to_put_where(tmp_path):
 
 @REAL
 def test_real_cifar10n_has_the_published_noise_rates():
-    sets = _read(_find(10, None))
+    try:
+        sets = _read(_find(10, None))
+    except InputError as error:
+        if "was not found" in str(error):
+            pytest.skip("CIFAR-10N not under NOISESAM_DATA")
+        raise
     published = {"aggregate": 9.01, "random1": 17.23, "random2": 18.12, "random3": 17.64, "worst": 40.21}
     clean = np.asarray(sets["clean"] if "clean" in sets else sets["clean_label"])
     for source, percent in published.items():

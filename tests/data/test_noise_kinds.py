@@ -199,6 +199,8 @@ def test_cifar100_map_is_a_circle_within_each_superclass():
         once.append(position)
         assert [group[data.classes[int(k)]] for k in position] == [group[c] for c in data.classes]
     assert torch.equal(once[-1], labels)
+    successor = {data.classes[k]: data.classes[int(step[k])] for k in range(100)}
+    assert (successor["beaver"], successor["whale"], successor["baby"]) == ("dolphin", "beaver", "boy")
     assert all((part != labels).all() for part in once[:-1])
 
 

@@ -349,16 +349,26 @@ def test_unknown_names_splits_and_paths_are_refused(tmp_path):
         load(tmp_path / "a.csv", split="test")
 
 
+def real(name):
+    """The test split of a data set on disk; a folder that holds other data sets only is no failure."""
+    try:
+        return load(name, split="test")
+    except InputError as error:
+        if "was not found" in str(error):
+            pytest.skip(f"{name} not under NOISESAM_DATA")
+        raise
+
+
 @REAL
 def test_real_fashion_mnist_is_balanced():
-    data = load("fashion-mnist", split="test")
+    data = real("fashion-mnist")
     assert data.labels.bincount().tolist() == [1000] * 10
     assert tuple(data.inputs.shape) == (10_000, 1, 28, 28)
 
 
 @REAL
 def test_real_cifar10_has_ten_classes_and_distinct_ids():
-    data = load("cifar10", split="test")
+    data = real("cifar10")
     assert data.num_classes == 10
     assert tuple(data.inputs.shape[1:]) == (3, 32, 32)
     assert float(data.inputs.max()) == 1.0
