@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 
 import pandas as pd
 
-from noisesam.analysis.comparison import by_seed, early_ratio, per_run
-from noisesam.analysis.curves import norms
+from noisesam.analysis.comparison import per_run
+from noisesam.analysis.contest import Contest
 from noisesam.analysis.inputs import Runs, Tables, as_tables
-from noisesam.analysis.statistics import Interval, interval, paired_difference
-from noisesam.analysis.weights import RULES, gradient_weight_at_equal_weights
+from noisesam.analysis.mechanism_findings import equal_weights, final_norms
+from noisesam.analysis.wording import percent, points, seeds, share, signed, spread, verdict
 
 _STOPPING = {
     "validation": "stopped where the noisy validation accuracy is highest",
     "oracle": "stopped at its highest test accuracy (an upper bound, chosen on the test set)",
     "last": "at the end of training",
 }
-_NORMS = {"hidden_activation_norm": "last hidden activations", "last_layer_norm": "last-layer weights"}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Comparison:
-    """One experiment: the settings that are compared, and their numbers per run."""
-
-    per_run: pd.DataFrame
-    settings: Mapping[str, str]
-    """Method -> the setting that stands for it."""
-    stopping: str
-    """The selection that early stopping goes by: validation, or oracle without a validation set."""
-    baseline: str
-    confidence: float
-
-    def values_of(self, method: str, column: str) -> dict[int, float]:
-        return by_seed(self.per_run, method, self.settings[method], column)
-
-    def mean(self, method: str, column: str) -> Interval:
-        return interval(self.values_of(method, column).values(), self.confidence)
-
-    def gain(self, method: str, column: str, over: str | None = None) -> Interval:
-        return paired_difference(self.values_of(method, column), self.values_of(over or self.baseline, column), self.confidence)
-
-    def name(self, method: str) -> str:
-        setting = self.settings[method]
-        return f"{method} ({setting})" if setting else method
 
 
 def findings(runs: Runs | Tables, baseline: str = "sgd", confidence: float = 0.95) -> list[str]:
@@ -106,7 +77,7 @@ def _unfinished(tables: Tables) -> list[str]:
 def _of_one_experiment(tables: Tables, values: pd.DataFrame, baseline: str, confidence: float) -> list[str]:
     stopping = "validation" if values["validation_test_accuracy"].notna().any() else "oracle"
     settings, notes = _representatives(values, stopping)
-    comparison = _Comparison(values, settings, stopping, baseline, confidence)
+    comparison = Contest(values, settings, stopping, baseline, confidence)
     sentences = [_compared(comparison), *notes]
     if baseline not in settings:
         sentences.append(f"There is no run of {baseline}, so nothing is said on gains.")
@@ -115,8 +86,8 @@ def _of_one_experiment(tables: Tables, values: pd.DataFrame, baseline: str, conf
         sentences += _gains(comparison)
         sentences += _parts(comparison)
         sentences += _memorised(comparison)
-        sentences += _equal_weights(tables, comparison)
-        sentences += _norms(tables, comparison)
+        sentences += equal_weights(tables, comparison)
+        sentences += final_norms(tables, comparison)
     return sentences
 
 
@@ -137,13 +108,13 @@ def _representatives(values: pd.DataFrame, stopping: str) -> tuple[dict[str, str
     return chosen, notes
 
 
-def _compared(comparison: _Comparison) -> str:
+def _compared(comparison: Contest) -> str:
     counts = {method: comparison.mean(method, "last_test_accuracy").n for method in comparison.settings}
-    listed = ", ".join(f"{comparison.name(method)} with {_seeds(n)}" for method, n in counts.items())
+    listed = ", ".join(f"{comparison.name(method)} with {seeds(n)}" for method, n in counts.items())
     return f"Compared: {listed}. Early stopping is {_STOPPING[comparison.stopping].removeprefix('stopped ')}."
 
 
-def _baseline_fits_no_noise(comparison: _Comparison) -> list[str]:
+def _baseline_fits_no_noise(comparison: Contest) -> list[str]:
     """Warn of a setting in which the baseline never begins to fit the wrong labels: there is nothing to resist."""
     baseline = comparison.baseline
     own = comparison.per_run[comparison.per_run["method"] == baseline]
@@ -152,12 +123,12 @@ def _baseline_fits_no_noise(comparison: _Comparison) -> list[str]:
     if tested.empty or tested["onset_reached"].astype(bool).any():
         return []
     return [
-        f"{comparison.name(baseline)} never fits the wrong labels beyond chance here ({_seeds(len(tested))}), so this setting "
+        f"{comparison.name(baseline)} never fits the wrong labels beyond chance here ({seeds(len(tested))}), so this setting "
         "tells little about resistance to them: train longer, or with a larger model or step size."
     ]
 
 
-def _gains(comparison: _Comparison) -> list[str]:
+def _gains(comparison: Contest) -> list[str]:
     sentences = []
     for method in ("1-sam", "sam"):
         if method in comparison.settings and method != comparison.baseline:
@@ -168,7 +139,7 @@ def _gains(comparison: _Comparison) -> list[str]:
     return sentences
 
 
-def _accuracy(comparison: _Comparison, method: str, selection: str) -> list[str]:
+def _accuracy(comparison: Contest, method: str, selection: str) -> list[str]:
     column = f"{selection}_test_accuracy"
     gain = comparison.gain(method, column)
     if not gain.n:
@@ -176,38 +147,38 @@ def _accuracy(comparison: _Comparison, method: str, selection: str) -> list[str]
     ours, theirs = comparison.mean(method, column).mean, comparison.mean(comparison.baseline, column).mean
     where = _STOPPING[selection]
     return [
-        f"{where[0].upper()}{where[1:]} {comparison.name(method)} reaches {_percent(ours)} test accuracy, "
-        f"{comparison.name(comparison.baseline)} {_percent(theirs)}: "
-        + _verdict(
+        f"{where[0].upper()}{where[1:]} {comparison.name(method)} reaches {percent(ours)} test accuracy, "
+        f"{comparison.name(comparison.baseline)} {percent(theirs)}: "
+        + verdict(
             gain,
-            up=f"{method} is ahead by {_points(gain.mean)}",
-            down=f"{method} is behind by {_points(-gain.mean)}",
-            open_=f"the difference of {_points(gain.mean)} cannot be told from none",
+            up=f"{method} is ahead by {points(gain.mean)}",
+            down=f"{method} is behind by {points(-gain.mean)}",
+            open_=f"the difference of {points(gain.mean)} cannot be told from none",
             confidence=comparison.confidence,
         )
     ]
 
 
-def _batch_against_single(comparison: _Comparison) -> list[str]:
+def _batch_against_single(comparison: Contest) -> list[str]:
     column = f"{comparison.stopping}_test_accuracy"
     difference = comparison.gain("sam", column, over="1-sam")
     if not difference.n:
         return []
     gains = {method: comparison.gain(method, column).mean for method in ("sam", "1-sam")}
     return [
-        f"At early stopping batch sam gains {_points(gains['sam'])} over {comparison.baseline} "
-        f"and 1-sam {_points(gains['1-sam'])}: "
-        + _verdict(
+        f"At early stopping batch sam gains {points(gains['sam'])} over {comparison.baseline} "
+        f"and 1-sam {points(gains['1-sam'])}: "
+        + verdict(
             difference,
-            up=f"batch sam gains {_points(difference.mean)} more than 1-sam",
-            down=f"batch sam gains {_points(-difference.mean)} less than 1-sam",
+            up=f"batch sam gains {points(difference.mean)} more than 1-sam",
+            down=f"batch sam gains {points(-difference.mean)} less than 1-sam",
             open_="the two cannot be told apart",
             confidence=comparison.confidence,
         )
     ]
 
 
-def _parts(comparison: _Comparison) -> list[str]:
+def _parts(comparison: Contest) -> list[str]:
     """Which part of 1-SAM keeps its gain: the logit scale, the Jacobian, or the penalty that stands in for it."""
     parts = [method for method in ("l-sam", "j-sam", "reg-sgd") if method in comparison.settings]
     if "1-sam" not in comparison.settings or not parts:
@@ -220,23 +191,23 @@ def _parts(comparison: _Comparison) -> list[str]:
             continue
         when = "At early stopping" if selection != "last" else "At the end of training"
         gains = {method: comparison.gain(method, column) for method in parts}
-        listed = ", ".join(f"{comparison.name(m)} {_signed(g.mean)} ({_spread(g)})" for m, g in gains.items() if g.n)
+        listed = ", ".join(f"{comparison.name(m)} {signed(g.mean)} ({spread(g)})" for m, g in gains.items() if g.n)
         if not listed:
             continue
         if not (whole.mean > 0 and (whole.n == 1 or whole.low > 0)):
             sentences.append(
                 f"{when} 1-sam has no gain over {comparison.baseline} that could be divided into parts "
-                f"({_signed(whole.mean)}, {_spread(whole)}); the parts alone change the test accuracy by: {listed}."
+                f"({signed(whole.mean)}, {spread(whole)}); the parts alone change the test accuracy by: {listed}."
             )
             continue
         shares = {method: gain.mean / whole.mean for method, gain in gains.items() if gain.n}
-        kept = ", ".join(f"{method} keeps {_share(share)}" for method, share in shares.items())
-        sentences.append(f"{when}, of 1-sam's gain of {_points(whole.mean)} ({_spread(whole)}), {kept}. Gains: {listed}.")
+        kept = ", ".join(f"{method} keeps {share(part)}" for method, part in shares.items())
+        sentences.append(f"{when}, of 1-sam's gain of {points(whole.mean)} ({spread(whole)}), {kept}. Gains: {listed}.")
         sentences += _logit_or_jacobian(comparison, column, when)
     return sentences
 
 
-def _logit_or_jacobian(comparison: _Comparison, column: str, when: str) -> list[str]:
+def _logit_or_jacobian(comparison: Contest, column: str, when: str) -> list[str]:
     if not {"l-sam", "j-sam"} <= set(comparison.settings):
         return []
     difference = comparison.gain("j-sam", column, over="l-sam")
@@ -244,22 +215,22 @@ def _logit_or_jacobian(comparison: _Comparison, column: str, when: str) -> list[
         return []
     return [
         f"{when} "
-        + _verdict(
+        + verdict(
             difference,
-            up=f"the Jacobian part (j-sam) is worth {_points(difference.mean)} more than the logit-scale part (l-sam)",
-            down=f"the logit-scale part (l-sam) is worth {_points(-difference.mean)} more than the Jacobian part (j-sam)",
+            up=f"the Jacobian part (j-sam) is worth {points(difference.mean)} more than the logit-scale part (l-sam)",
+            down=f"the logit-scale part (l-sam) is worth {points(-difference.mean)} more than the Jacobian part (j-sam)",
             open_="the Jacobian part (j-sam) and the logit-scale part (l-sam) cannot be told apart",
             confidence=comparison.confidence,
         )
     ]
 
 
-def _memorised(comparison: _Comparison) -> list[str]:
+def _memorised(comparison: Contest) -> list[str]:
     sentences = []
     for selection in (comparison.stopping, "last"):
         column = f"{selection}_noisy_fitted"
         means = {method: comparison.mean(method, column) for method in comparison.settings}
-        listed = ", ".join(f"{comparison.name(method)} {_percent(found.mean)}" for method, found in means.items() if found.n)
+        listed = ", ".join(f"{comparison.name(method)} {percent(found.mean)}" for method, found in means.items() if found.n)
         if not listed:
             continue
         when = "at early stopping" if selection != "last" else "at the end of training"
@@ -267,114 +238,12 @@ def _memorised(comparison: _Comparison) -> list[str]:
         if "1-sam" in comparison.settings:
             difference = comparison.gain("1-sam", column)
             if difference.n:
-                sentence += "; " + _verdict(
+                sentence += "; " + verdict(
                     difference,
-                    up=f"1-sam memorises more of them than {comparison.baseline}, by {_points(difference.mean)}",
-                    down=f"1-sam memorises fewer of them than {comparison.baseline}, by {_points(-difference.mean)}",
+                    up=f"1-sam memorises more of them than {comparison.baseline}, by {points(difference.mean)}",
+                    down=f"1-sam memorises fewer of them than {comparison.baseline}, by {points(-difference.mean)}",
                     open_=f"1-sam and {comparison.baseline} cannot be told apart in this",
                     confidence=comparison.confidence,
                 ).removesuffix(".")
         sentences.append(sentence + ".")
     return sentences
-
-
-def _equal_weights(tables: Tables, comparison: _Comparison) -> list[str]:
-    """Early clean/noisy ratio of every rule at the baseline's own weights, relative to plain SGD's ratio there."""
-    weight = gradient_weight_at_equal_weights(tables, comparison.baseline)
-    weight = weight[weight["setting"] == comparison.settings[comparison.baseline]]
-    lengths = tables.facts.set_index("run")["epochs"]
-    measured = tables.metrics.groupby("run")["epoch"].max()
-    sentences = []
-    for rule in [rule for rule in RULES if rule != "sgd"]:
-        relative = []
-        for run, own in weight[weight["rule"] == rule].groupby("run", sort=False):
-            length = float(lengths[run])
-            relative.append(early_ratio(own, length if length == length else float(measured[run]), kind="relative_ratio"))
-        found = interval(relative, comparison.confidence)
-        if not found.n:
-            continue
-        above_one = found._replace(mean=found.mean - 1, low=found.low - 1, high=found.high - 1)
-        sentences.append(
-            f"At the weights of {comparison.baseline} early in training, the {rule} step weighs correctly against wrongly "
-            f"labelled examples {found.mean:.3f} times as much as the sgd step does: "
-            + _verdict(
-                above_one,
-                up="it shifts weight to the correctly labelled",
-                down="it shifts weight to the wrongly labelled",
-                open_="a shift cannot be told from none",
-                confidence=comparison.confidence,
-                bounds=f"{found.low:.3f} to {found.high:.3f}",
-            )
-        )
-    return sentences
-
-
-def _norms(tables: Tables, comparison: _Comparison) -> list[str]:
-    curves = norms(tables)
-    sentences = []
-    for column, what in _NORMS.items():
-        known = curves[curves[column].notna()]
-        final = known.loc[known.groupby("run")["step"].idxmax()] if len(known) else known
-        theirs = by_seed(final, comparison.baseline, comparison.settings[comparison.baseline], column)
-        for method in ("1-sam", "j-sam", "l-sam", "reg-sgd"):
-            if method not in comparison.settings:
-                continue
-            ours = by_seed(final, method, comparison.settings[method], column)
-            logs = {
-                key: math.log(ours[key] / theirs[key]) for key in ours if key in theirs and ours[key] > 0 and theirs[key] > 0
-            }
-            found = interval(logs.values(), comparison.confidence)
-            if not found.n:
-                continue
-            factor, low, high = (math.exp(value) for value in (found.mean, found.low, found.high))
-            sentences.append(
-                f"At the end of training the norm of the {what} of {comparison.name(method)} is {factor:.3f} times that of "
-                f"{comparison.baseline}: "
-                + _verdict(
-                    found,
-                    up="larger",
-                    down="smaller",
-                    open_="not to be told apart",
-                    confidence=comparison.confidence,
-                    bounds=f"{low:.3f} to {high:.3f}",
-                )
-            )
-    return sentences
-
-
-def _verdict(found: Interval, *, up: str, down: str, open_: str, confidence: float, bounds: str = "") -> str:
-    """Close a sentence by what the interval allows: up, down, or neither; a single seed gives no interval."""
-    if found.n == 1:
-        direction = up if found.mean > 0 else down if found.mean < 0 else "no difference"
-        return f"{direction} (one seed, so no interval: not yet a finding)."
-    text = up if found.low > 0 else down if found.high < 0 else open_
-    span = bounds or f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-    return f"{text} ({100 * confidence:g}% interval {span}, {_seeds(found.n)})."
-
-
-def _spread(found: Interval) -> str:
-    return "one seed" if found.n == 1 else f"{100 * found.low:.1f} to {100 * found.high:.1f}, {_seeds(found.n)}"
-
-
-def _seeds(n: int) -> str:
-    return "1 seed" if n == 1 else f"{n} seeds"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}%"
-
-
-def _points(difference: float) -> str:
-    value = f"{100 * difference:.1f}"
-    return f"{'0.0' if value == '-0.0' else value} points"
-
-
-def _signed(difference: float) -> str:
-    value = f"{100 * difference:+.1f}"
-    return f"{'+0.0' if value == '-0.0' else value} points"
-
-
-def _share(share: float) -> str:
-    if share < -0.005:
-        return f"none of it (it loses {-100 * share:.0f}% as much)"
-    return f"{abs(100 * share):.0f}%"

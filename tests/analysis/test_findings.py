@@ -26,8 +26,8 @@ def said(runs, *words: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "early", "last", "memory", "norm"),
     [
-        (GOOD, "1-sam is ahead by", "1-sam is ahead by", "1-sam memorises fewer of them than sgd", ": smaller ("),
-        (BAD, "1-sam is behind by", "1-sam is behind by", "1-sam memorises more of them than sgd", ": larger ("),
+        (GOOD, "1-sam is ahead by", "1-sam is ahead by", "1-sam memorises fewer of them than sgd", ", smaller ("),
+        (BAD, "1-sam is behind by", "1-sam is behind by", "1-sam memorises more of them than sgd", ", larger ("),
     ],
     ids=["gain", "loss"],
 )
@@ -36,8 +36,8 @@ def test_the_verdict_on_1_sam_comes_out_both_ways(study, arguments, early, last,
     assert early in said(runs, "Stopped where the noisy validation accuracy is highest", "test accuracy")
     assert last in said(runs, "At the end of training 1-sam reaches")
     assert memory in said(runs, "Wrong labels memorised at the end")
-    assert norm in said(runs, "norm of the last hidden activations of 1-sam")
-    assert norm in said(runs, "norm of the last-layer weights of 1-sam")
+    assert norm in said(runs, "norm of the last hidden activation,", "1-sam")
+    assert norm in said(runs, "norm of the last layer's weight,", "1-sam")
     assert "95% interval" in said(runs, "At the end of training 1-sam reaches")
     assert "3 seeds" in said(runs, "At the end of training 1-sam reaches")
 
@@ -79,13 +79,12 @@ def test_no_gain_is_not_divided_into_parts(study):
 
 @pytest.mark.parametrize(
     ("gain", "verdict"),
-    [(1.5, "it shifts weight to the correctly labelled"), (0.5, "it shifts weight to the wrongly labelled")],
+    [(1.5, "towards the correctly labelled"), (0.5, "towards the wrongly labelled")],
 )
 def test_the_gradient_weight_may_shift_either_way(study, gain, verdict):
     runs = study({"sgd": {"rule_gain": {"j_sam": gain}}, "1-sam": SAME})
-    sentence = said(runs, "the j-sam step weighs")
-    assert verdict in sentence
-    assert f"{gain:.3f} times as much" in sentence
+    sentence = said(runs, "the step of each rule weighs")
+    assert f"j-sam {gain:.3f}, {verdict} (" in sentence
 
 
 def test_one_seed_is_never_a_finding(study):
