@@ -77,7 +77,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs and figures. (default: demo-output; demo-output/quick with --quick)")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method. (default: 3; 2 with --quick)")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds per method. (default: 5; 2 with --quick)")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each.")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="A small preset of seconds; its numbers mean nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
