@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,28 +27,47 @@ err = Console(stderr=True, highlight=False)
 """Progress, problems and errors."""
 
 
+def harmless(text: str) -> str:
+    r"""Write control characters as their escapes, so that no name out of a file can move the cursor or colour the terminal.
+
+    Line breaks stay. Escaped are also the characters that turn the direction of writing, and halves of surrogate pairs, which
+    no terminal can be sent.
+
+    Example:
+        >>> harmless("run\x1b[2J")
+        'run\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        ascii(character)[1:-1] if character != "\n" and unicodedata.category(character) in hidden else character
+        for character in text
+    )
+
+
 def say(text: str = "", *, style: str | None = None) -> None:
     """Print a line of words, wrapped to the terminal; brackets in it are brackets."""
-    out.print(Text(text, style=style or ""))
+    out.print(Text(harmless(text), style=style or ""))
 
 
 def say_path(label: str, path: object) -> None:
     """Print where something lies; a path is never wrapped, so that it can be copied."""
-    out.print(Text.assemble((label, ""), " ", (str(path), "bold")), soft_wrap=True)
+    out.print(Text.assemble((label, ""), " ", (harmless(str(path)), "bold")), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """Print a problem that does not end the command."""
-    err.print(Text.assemble(("problem: ", "yellow"), text), soft_wrap=True)
+    err.print(Text.assemble(("problem: ", "yellow"), harmless(text)), soft_wrap=True)
 
 
 def show_error(error: NoisesamError) -> None:
     """Print an error as given / expected / remedy, one line each."""
-    err.print(Text.assemble(("error: ", "bold red"), error.given), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), harmless(error.given)), soft_wrap=True)
     if error.expected:
-        err.print(Text.assemble(("expected: ", "bold"), error.expected), soft_wrap=True)
+        err.print(Text.assemble(("expected: ", "bold"), harmless(error.expected)), soft_wrap=True)
     if error.remedy:
-        err.print(Text.assemble(("remedy: ", "bold"), error.remedy), soft_wrap=True)
+        err.print(Text.assemble(("remedy: ", "bold"), harmless(error.remedy)), soft_wrap=True)
 
 
 def plain(value: Any) -> Any:
@@ -117,7 +137,7 @@ def print_table(
             vertical="top",
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(harmless(cell)) for cell in row))
     out.print(table)
 
 

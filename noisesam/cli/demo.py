@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import tomllib
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def preset(*, quick: bool = False, seeds: int | None = None) -> Preset:
     Example:
         >>> full = preset()
         >>> full.seeds, list(full.methods), full.config("1-sam", 0).training.epochs
-        (3, ['sgd', 'sam', '1-sam', 'l-sam', 'j-sam', 'reg-sgd'], 150)
+        (5, ['sgd', 'sam', '1-sam', 'l-sam', 'j-sam', 'reg-sgd'], 150)
     """
     data = tomllib.loads(files("noisesam.cli").joinpath("demo.toml").read_text(encoding="utf-8"))
     small = data["quick"] if quick else {}
@@ -150,7 +151,5 @@ def conclude(folder: Path) -> None:
     """Say where everything lies, and what to try next."""
     say_path("Runs:", folder / "runs")
     say_path("Table:", folder / "summary.csv")
-    say(
-        f"Next: noisesam runs {folder / 'runs'}; noisesam analyze {folder / 'runs'} --json; the mathematics: docs/mechanism.md",
-        style="dim",
-    )
+    runs = shlex.quote(str(folder / "runs"))
+    say(f"Next: noisesam runs {runs}; noisesam analyze {runs} --json; the mathematics: docs/mechanism.md", style="dim")

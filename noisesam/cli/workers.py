@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -125,6 +126,15 @@ def _watch(futures: list[Future[None]], reports: Any, advance: Any) -> Iterable[
 def _start(reports: Any) -> None:
     global _reports
     _reports = reports
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    """End this worker when its parent is gone, however that ended: nobody would read its runs or stop it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # As safe as a kill: whatever was flushed is whole.
 
 
 def _make(job: Job, data_root: Path | None) -> None:

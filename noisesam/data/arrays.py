@@ -26,6 +26,7 @@ from torch import Tensor
 from noisesam.data.dataset import NoisyDataset
 from noisesam.data.images import unit_pixels
 from noisesam.data.transitions import given_noise
+from noisesam.data.validation import numbered_classes
 from noisesam.errors import InputError
 
 LAYOUT = (
@@ -97,13 +98,16 @@ def _build(keys: Collection[str], read: Callable[[str], np.ndarray], split: str,
 
     def array(key: str) -> np.ndarray:
         try:
-            return read(key)
-        except (ValueError, EOFError) as error:
+            values = read(key)
+            if not isinstance(values, np.ndarray):
+                raise ValueError("it is no array")
+        except (ValueError, EOFError, OSError, MemoryError) as error:
             raise InputError(
                 f"{where}: array {key!r} cannot be read ({error})",
                 expected="plain numbers or strings",
                 remedy="Save it with a numeric or string dtype, not as Python objects",
             ) from None
+        return values
 
     def integers(part: str, of: str = split) -> Tensor | None:
         key = key_of(part, of)
@@ -132,18 +136,18 @@ def _build(keys: Collection[str], read: Callable[[str], np.ndarray], split: str,
     if clean is None and images_key is not None:
         clean = labels.clone()
     if "classes" in keys:
-        classes = tuple(str(c) for c in array("classes"))
+        classes = tuple(str(c) for c in np.atleast_1d(array("classes")))
     else:
         # Both splits are looked at: a class that the test images lack must still have its number.
         present = [integers(part, of) for part in ("labels", "clean_labels") for of in ("train", "test")]
         largest = max((int(part.max()) for part in present if part is not None and part.numel()), default=0)
-        classes = tuple(str(k) for k in range(largest + 1))
+        classes = numbered_classes(largest, str(where))
     index = integers("index")
     dataset = NoisyDataset(
         inputs,
         labels,
         clean_labels=clean,
-        index=torch.arange(len(labels)) if index is None else index,
+        index=torch.arange(labels.numel()) if index is None else index,
         classes=classes,
         name=name,
     )
@@ -173,4 +177,5 @@ def _numbers(values: np.ndarray, key: str, where: Path) -> Tensor:
             expected="floating values, or uint8 pixels",
             remedy="Save it with .astype('float32')",
         )
-    return torch.from_numpy(values.astype(np.float32))
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite, and is refused as such.
+        return torch.from_numpy(np.asarray(values, dtype=np.float32))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisesam.data.dataset import NoisyDataset
 from noisesam.data.transitions import given_noise
-from noisesam.data.validation import name_rows
+from noisesam.data.validation import name_rows, numbered_classes
 from noisesam.errors import InputError
 
 _RESERVED = ("label", "clean_label", "index")
@@ -89,10 +89,16 @@ def _class_names(tables: list[pd.DataFrame], path: Path) -> tuple[str, ...]:
         raise InputError(f"{path}: empty labels", expected="a label in every row", remedy="Fill them or drop these rows")
     values = np.concatenate([column.to_numpy() for column in columns])
     if all(pd.api.types.is_integer_dtype(column) for column in columns):
-        return tuple(str(k) for k in range(max(int(values.max(initial=0)), 0) + 1))
+        return numbered_classes(int(values.max(initial=0)), str(path))
     if any(pd.api.types.is_float_dtype(column) for column in columns):
         raise InputError(
             f"{path}: labels with a decimal point", expected="class numbers or names", remedy="Write whole numbers"
+        )
+    if any(pd.api.types.is_integer_dtype(column) for column in columns):
+        raise InputError(
+            f"{path}: class names in one column of labels, class numbers in another",
+            expected="one kind in `label` and `clean_label` of every file",
+            remedy="Write both as names or both as numbers",
         )
     return tuple(sorted({str(value) for value in values}))
 
@@ -125,7 +131,8 @@ def _features(table: pd.DataFrame, file: Path) -> Tensor:
             expected="a number in every cell",
             remedy="Fill them",
         )
-    return torch.from_numpy(table.to_numpy(dtype=np.float32, copy=True))
+    with np.errstate(over="ignore"):  # What float32 cannot hold becomes infinite, and is refused as such.
+        return torch.from_numpy(table.to_numpy(dtype=np.float32, copy=True))
 
 
 def _ids(table: pd.DataFrame, file: Path) -> Tensor:

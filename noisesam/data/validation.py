@@ -13,6 +13,8 @@ from noisesam.errors import InputError
 
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _ROWS_PER_CHECK = 4096
+MAX_CLASSES = 100_000
+"""Most classes that are numbered where none are named: a larger label is an id or a time, not a class."""
 _ROWS_NAMED = 5
 
 
@@ -81,7 +83,23 @@ def check_classes(classes: Any, labels: Any, clean_labels: Any) -> tuple[str, ..
     if names:
         return names
     largest = [int(part.max()) for part in (labels, clean_labels) if isinstance(part, Tensor) and part.numel()]
-    return tuple(str(k) for k in range(max([*largest, 0]) + 1))
+    return numbered_classes(max([*largest, 0]))
+
+
+def numbered_classes(largest: int, where: str = "") -> tuple[str, ...]:
+    """Name the classes "0" to the largest label, which must be small enough to be one.
+
+    Example:
+        >>> numbered_classes(2)
+        ('0', '1', '2')
+    """
+    if largest >= MAX_CLASSES:
+        raise InputError(
+            (f"{where}: " if where else "") + f"a label of {largest}",
+            expected=f"class numbers below {MAX_CLASSES}",
+            remedy="Number the classes 0, 1, 2, ... without gaps, or name them in `classes`",
+        )
+    return tuple(str(k) for k in range(max(largest, 0) + 1))
 
 
 def check_labels(field: str, labels: Any, n: int, classes: int, device: torch.device) -> Tensor:

@@ -9,8 +9,9 @@ Columns, units and meanings stand in `noisesam.runs.schema`.
 """
 
 from noisesam.runs.checkpoints import Checkpoint
+from noisesam.runs.checks import validate_manifest
 from noisesam.runs.collection import RunCollection, open_runs
-from noisesam.runs.manifest import build_manifest, configuration_hash, portable_configuration, setting_hash, validate_manifest
+from noisesam.runs.manifest import build_manifest, configuration_hash, portable_configuration, setting_hash
 from noisesam.runs.reader import Problem, Run, open_run
 from noisesam.runs.schema import EXAMPLES_COLUMNS, GROUPS, METRICS, METRICS_COLUMNS, SCHEMA_VERSION, SPLITS
 from noisesam.runs.verify import verify

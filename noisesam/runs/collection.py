@@ -234,18 +234,23 @@ def _find(root: Path) -> Iterator[Path]:
 def _without_doubles(runs: list[Run]) -> tuple[list[Run], list[Problem]]:
     """Keep one run per configuration: a copy counted as another seed would make every interval too narrow."""
     chosen: dict[str, Run] = {}
-    for run in runs:
-        rival = chosen.get(run.manifest["configuration_hash"])
-        if rival is None or (rival.status != "finished" and run.status == "finished"):
-            chosen[run.manifest["configuration_hash"]] = run
-    kept = [run for run in runs if chosen[run.manifest["configuration_hash"]] is run]
+    for run in sorted(runs, key=lambda run: run.status != "finished"):
+        rival = next((chosen[name] for name in _names(run) if name in chosen), run)
+        for name in _names(run):
+            chosen.setdefault(name, rival)
+    kept = [run for run in runs if chosen[run.id] is run]
     problems = [
         Problem(
             str(run.path / "manifest.json"),
-            f"{run.path} holds the same run as {chosen[run.manifest['configuration_hash']].path} and is left out.",
+            f"{run.path} holds the same run as {chosen[run.id].path} and is left out.",
             "Name only one of them.",
         )
         for run in runs
-        if chosen[run.manifest["configuration_hash"]] is not run
+        if chosen[run.id] is not run
     ]
     return kept, problems
+
+
+def _names(run: Run) -> tuple[str, str]:
+    """By what a run is known: tables are joined by the id, which a stranger's manifest may share with another hash."""
+    return run.id, run.manifest["configuration_hash"]

@@ -21,25 +21,6 @@ from noisesam.errors import RunError
 from noisesam.runs.files import digest_file
 from noisesam.runs.schema import SCHEMA_VERSION
 
-STATUSES = ("running", "finished", "failed")
-
-_REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "schema_version": int,
-    "id": str,
-    "status": str,
-    "message": str,
-    "configuration": dict,
-    "configuration_hash": str,
-    "setting_hash": str,
-    "seeds": dict,
-    "noise": (dict, type(None)),
-    "data": dict,
-    "versions": dict,
-    "hardware": dict,
-    "git": (dict, type(None)),
-    "times": dict,
-}
-
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "safetensors", "scikit-learn")
 _ABSOLUTE = re.compile(r"^(?:/|~|[A-Za-z]:[\\/]|\\\\|file:)")
 _PATH_IN_TEXT = re.compile(
@@ -279,41 +260,3 @@ def build_manifest(
         if isinstance(value, str) and _ABSOLUTE.match(value):
             raise RunError(f"The manifest would hold an absolute path at {place}", remedy="Pass the file's name alone")
     return manifest
-
-
-def validate_manifest(manifest: Mapping[str, Any], path: Path) -> None:
-    """Check the version, the keys and their types of a manifest that was read from `path`.
-
-    Raises:
-        RunError: A newer schema version, a missing key or a value of a wrong type.
-
-    Example:
-        >>> validate_manifest({"schema_version": 999}, Path("manifest.json"))
-        Traceback (most recent call last):
-            ...
-        noisesam.errors.RunError: manifest.json has schema version 999. Expected at most 1. Upgrade noisesam to read this run.
-    """
-    version = manifest.get("schema_version")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise RunError(
-            f"{path} has schema version {version!r}",
-            expected="a positive whole number",
-            remedy="Restore it from a copy of the run",
-        )
-    if version > SCHEMA_VERSION:
-        raise RunError(
-            f"{path} has schema version {version}",
-            expected=f"at most {SCHEMA_VERSION}",
-            remedy="Upgrade noisesam to read this run",
-        )
-    for key, kind in _REQUIRED.items():
-        if key not in manifest:
-            raise RunError(
-                f"{path} has no key {key!r}", expected="a manifest of noisesam", remedy="Restore it from a copy of the run"
-            )
-        if not isinstance(manifest[key], kind):
-            found = type(manifest[key]).__name__
-            wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise RunError(f"{path} has {found} at {key!r}", expected=wanted, remedy="Restore it from a copy of the run")
-    if manifest["status"] not in STATUSES:
-        raise RunError(f"{path} has status {manifest['status']!r}", expected="one of: " + ", ".join(STATUSES))

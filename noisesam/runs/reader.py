@@ -13,8 +13,8 @@ import pandas as pd
 from noisesam.errors import RunError
 from noisesam.runs import tables
 from noisesam.runs.checkpoints import Checkpoint, committed_steps, read_checkpoint
+from noisesam.runs.checks import validate_manifest
 from noisesam.runs.files import MANIFEST_LIMIT, read_json
-from noisesam.runs.manifest import validate_manifest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import pandas as pd
 from noisesam.errors import RunError
 from noisesam.runs import tables
 from noisesam.runs.checkpoints import checkpoint_files, checkpoint_paths, committed_steps
+from noisesam.runs.checks import validate_manifest
 from noisesam.runs.files import (
     LOCK_NAME,
     MANIFEST_LIMIT,
@@ -32,7 +33,6 @@ from noisesam.runs.manifest import (
     differing_keys,
     now,
     portable_configuration,
-    validate_manifest,
     without_places,
 )
 from noisesam.runs.schema import SCHEMA_VERSION

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from noisesam.cli import console
 from noisesam.cli.report import bracket, mean_and_sd, short, show_accuracy, show_differences, show_mechanism
 from noisesam.cli.toml_text import to_toml
+from noisesam.errors import NoisesamError
 
 
 def test_json_has_null_where_a_value_is_not_finite():
@@ -109,3 +110,16 @@ def test_a_progress_bar_draws_nothing_where_there_is_no_terminal(capsys):
     with console.progress_bar("training", 3) as bar:
         bar.update(bar.task_ids[0], advance=3)
     assert capsys.readouterr() == ("", "")
+
+
+def test_no_text_out_of_a_file_reaches_the_terminal_as_a_command(capsys):
+    text = "a\x1b[2J\x1b]0;title\x07\r\x9b1m\u202eb\u2028\ud800"
+    console.say(text)
+    console.say_path("path:", text)
+    console.print_table(("name",), [(text,)])
+    console.warn(text)
+    console.show_error(NoisesamError(text, expected=text, remedy=text))
+    printed = "".join(capsys.readouterr())
+    assert all(character.isprintable() for character in printed.replace("\n", ""))
+    assert printed.count("\\x1b[2J") == 7
+    assert console.harmless("näme\n名") == "näme\n名"

@@ -2,6 +2,7 @@ import gzip
 import os
 import pickle
 import struct
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -249,6 +250,10 @@ def test_own_arrays_keep_what_is_said_about_the_truth(tmp_path, as_folder):
         ({"inputs": np.array([{}], dtype=object), "labels": np.array([0])}, "array 'inputs' cannot be read"),
         ({"inputs": np.zeros((2, 2)), "labels": np.array([0])}, "labels of shape (1,) for 2 inputs"),
         ({"inputs": np.zeros((1, 2)), "labels": np.array([3]), "classes": np.array(["a"])}, "out of range"),
+        ({"inputs": np.zeros((1, 2)), "labels": np.array([3]), "classes": np.array("a")}, "out of range"),
+        ({"inputs": np.zeros((1, 2)), "labels": np.array([2**40])}, "a label of 1099511627776. Expected class numbers below"),
+        ({"inputs": np.full((1, 2), 1e300), "labels": np.array([0])}, "NaN or infinite values in row 0"),
+        ({"inputs": np.float32(1), "labels": np.int64(0)}, "inputs of shape ()"),
     ],
 )
 def test_unusable_npz_files_are_refused(tmp_path, stored, words):
@@ -256,6 +261,14 @@ def test_unusable_npz_files_are_refused(tmp_path, stored, words):
     with pytest.raises(InputError) as caught:
         load(tmp_path / "mine.npz")
     assert words in str(caught.value)
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mine.npz", "w") as archive:
+        archive.writestr("inputs.npy", "text")
+        archive.writestr("labels.npy", b"")
+    with pytest.raises(InputError, match="array 'labels' cannot be read"):
+        load(tmp_path / "mine.npz")
 
 
 def test_truncated_npz_and_missing_splits_are_refused(tmp_path):
@@ -309,6 +322,9 @@ def test_csv_folder_numbers_class_names_over_both_files(tmp_path):
         ("x,label\n1,-1\n", "label -1"),
         ("label\n1\n", "columns label. Expected a column `label` and at least one feature"),
         ("", "not a readable table"),
+        ("x,label\n1,500000000\n", "a label of 500000000"),
+        ("x,label\n1e39,0\n", "NaN or infinite values in row 0"),
+        ("x,label,clean_label\n1,cat,0\n2,dog,1\n", "class names in one column of labels, class numbers in another"),
         ("x,label,index\n1,0,0\n1,0,0\n", "index with repeated ids"),
     ],
 )

@@ -1,0 +1,62 @@
+"""Manifests that no noisesam wrote: refused by one message or read as data, never obeyed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from noisesam.analysis import summary
+from noisesam.errors import RunError
+from noisesam.runs import open_run, open_runs, verify
+
+
+def nested(depth: int) -> dict:
+    inner: dict = {}
+    for _ in range(depth):
+        inner = {"a": inner}
+    return inner
+
+
+def altered(run, change) -> None:
+    file = run / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("configuration", "x"), nested(500), "tables more than"),
+        (("configuration", "seed"), 10**30, "more than 64 bits"),
+        (("data", "classes"), 10**400, "more than 64 bits"),
+        (("configuration", "epochs"), float("nan"), "not finite"),
+        (("configuration", "epochs"), float("inf"), "not finite"),
+        (("configuration", "name"), "\ud800", "no Unicode"),
+        (("noise",), {"kind": [["\udfff"]]}, "no Unicode"),
+    ],
+)
+def test_a_value_that_no_reader_can_hold_is_one_error_and_no_run(tmp_path, make, place, value, message):
+    make.run(tmp_path / "a")
+
+    def change(manifest: dict) -> None:
+        for key in place[:-1]:
+            manifest = manifest[key]
+        manifest[place[-1]] = value
+
+    altered(tmp_path / "a", change)
+    with pytest.raises(RunError, match=message):
+        open_run(tmp_path / "a")
+    assert message in verify(tmp_path / "a")[0].message
+
+
+def test_two_manifests_with_one_id_are_one_run(tmp_path, make):
+    make.run(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    altered(tmp_path / "b", lambda manifest: manifest.update(configuration_hash="f" * 64, setting_hash="e" * 64))
+    runs = open_runs(tmp_path)
+    assert [run.path.name for run in runs] == ["a"]
+    assert "same run" in runs.problems[0].message
+    assert summary(runs)["seeds"].tolist() == [1]
