@@ -67,6 +67,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"noisesam.{_ATTRIBUTES[name]}"), name)
     if name in _SUBPACKAGES:
         return importlib.import_module(f"noisesam.{name}")
+    if name[:1].isupper():  # a method that only the registry knows of
+        return getattr(importlib.import_module("noisesam.methods"), name)
     raise AttributeError(f"module 'noisesam' has no attribute {name!r}")
 
 

@@ -57,7 +57,18 @@ def test_the_toy_table(name, rho):
         for k, expected in enumerate(ratios):
             assert abs(statistics.mean(r[2][k] for r in runs) - expected) <= 0.05
     # The gain is at the peak alone: every method ends where gradient descent ends.
-    assert 0.60 <= statistics.mean(r[1] for r in runs) <= 0.70
+    assert 0.61 <= statistics.mean(r[1] for r in runs) <= 0.68
+
+
+def test_trap_ratios_on_each_methods_own_path_cross():
+    ratios = {
+        name: [
+            statistics.mean(values) for values in zip(*(run(name, rho, seed, steps=101)[2] for seed in range(3)), strict=True)
+        ]
+        for name, rho in (("sgd", None), ("1-sam", 0.1))
+    }
+    assert ratios["1-sam"][0] > ratios["sgd"][0] + 0.03  # step 25: 1-SAM keeps the weight of clean examples up
+    assert ratios["1-sam"][2] < ratios["sgd"][2] - 0.01  # step 100: having fitted less noise, it seems to weigh it more
 
 
 def test_trap_from_a_zero_start_one_sam_gains_nothing_and_batch_sam_is_best():
@@ -65,8 +76,9 @@ def test_trap_from_a_zero_start_one_sam_gains_nothing_and_batch_sam_is_best():
         [run(name, rho, seed, w0=0.0)[0] for seed in range(2)] for name, rho in (("sgd", None), ("1-sam", 0.3), ("sam", 1.0))
     )
     for plain, per_example, naive in zip(sgd, one, batch, strict=True):
+        assert plain > 0.98
         assert abs(per_example - plain) <= 0.005
-        assert naive > plain + 0.005
+        assert naive > max(plain + 0.005, 0.995)
 
 
 def two_layer(name: str, rho: float | None, seed: int) -> float:
@@ -110,5 +122,6 @@ def test_trap_the_ratio_of_plain_gradients_is_another_thing_than_the_ratio_of_st
     for measured in (method, plain):
         norms = measured.step_terms(train.inputs, train.labels).gradient_norm
         ratios.append(float(norms[~train.is_noisy].mean() / norms[train.is_noisy].mean()))
-    assert ratios[0] > 0.85
-    assert ratios[1] < 0.1
+    # The table's .96 of step terms against .03 of plain gradients at step 50, one seed here.
+    assert ratios[0] == pytest.approx(0.96, abs=0.06)
+    assert ratios[1] == pytest.approx(0.03, abs=0.03)

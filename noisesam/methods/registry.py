@@ -51,6 +51,15 @@ def names() -> tuple[str, ...]:
     return tuple(_REGISTRY)
 
 
+def class_named(name: str) -> type[Method] | None:
+    """Return the method class of that name, None if no method has it."""
+    for place in _REGISTRY.values():
+        module, attribute = place.split(":")
+        if attribute == name:
+            return getattr(importlib.import_module(module), attribute)
+    return None
+
+
 def method_class(name: str) -> type[Method]:
     """Return the class of a method.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.loop import example_terms, mean_term, norm, relative_error
+from reference.loop import cross_entropy, example_terms, logistic, mean_term, norm, relative_error
 from torch import nn
 
 import noisesam
@@ -53,6 +53,28 @@ def test_mixed_point_gradients_equal_the_loop_over_examples_on_every_shipped_mod
         for engine in ("auto", "reference"):
             found = mixed_point_gradient(model, x, y, rho=0.1, jacobian_at=jacobian, residual_at=residual, engine=engine)
             assert relative_error(found, mean_term(rows, method)) <= 1e-10, (method, engine)
+
+
+VARIANTS = [(name, classes, {}) for name in MODELS for classes in (4, 1)] + [
+    (name, 4, {"normalisation": "groupnorm"}) for name in ("small-cnn", "resnet8", "resnet18")
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "extra"), VARIANTS)
+def test_methods_equal_the_loop_over_examples_on_every_shipped_model(name, classes, extra):
+    shape, options = MODELS[name]
+    model = noisesam.models.make(name, input_shape=shape, classes=classes, seed=1, **options, **extra).double()
+    x, y = batch_for(shape, 3, max(classes, 2))
+    rows = example_terms(model, x, y, 0.1, logistic if classes == 1 else cross_entropy)
+    loss = "logistic" if classes == 1 else "cross_entropy"
+    for method in ("1-sam", "l-sam", "j-sam"):
+        model.zero_grad()
+        noisesam.methods.make(method, model, rho=0.1, loss=loss).backward(x, y)
+        found = {key: p.grad for key, p in model.named_parameters()}
+        assert relative_error(found, mean_term(rows, method)) <= 1e-10, method
+    each = noisesam.per_example_gradients(model, x, y, loss=loss)
+    for i, row in enumerate(rows):
+        assert relative_error({key: value[i] for key, value in each.items()}, row["sgd"]) <= 1e-11
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -107,14 +129,15 @@ def test_the_fast_engine_equals_the_reference_for_any_shape_batch_and_chunk(
         assert engine_for(model, x).name == "fast"
 
 
-def test_per_example_gradients_equal_opacus():
+@pytest.mark.parametrize("name", ["mlp", "small-cnn"])
+def test_per_example_gradients_equal_opacus(name):
     import warnings
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # opacus warns about its own imports
         from opacus import GradSampleModule
 
-    model, shape = make_model("mlp")
+    model, shape = make_model(name)
     x, y = batch_for(shape, 5)
     ours = noisesam.per_example_gradients(model, x, y, chunk_size=2)
     with warnings.catch_warnings():

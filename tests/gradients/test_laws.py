@@ -236,6 +236,24 @@ def test_t7_perturbing_a_linear_head_alone_penalises_the_last_hidden_activation(
     assert relative_error(found, expected) <= TOLERANCE
 
 
+def test_t7_j_sam_with_the_backbone_held_adds_the_penalty_on_the_last_hidden_activation(generator):
+    rho = 0.3
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh()).double()
+    model = nn.Sequential(backbone, nn.Linear(5, 3).double())
+    x, y = draw(generator, 7, 6), torch.randint(0, 3, (7,), generator=generator)
+    groups = [{"params": list(backbone.parameters()), "rho": 0.0}]
+    found = gradient_of("j-sam", model, x, y, rho=rho, parameter_groups=groups)
+    # One global norm: that of the whole gradient, although the head alone is moved.
+    N = noisesam.decompose(model, x, y).gradient_norm
+    h = backbone(x)
+    r = (model(x).softmax(1) - torch.nn.functional.one_hot(y, 3)).detach()
+    penalty = rho * r.square().sum(1) / N * 0.5 * h.square().sum(1)
+    objective = (torch.nn.functional.cross_entropy(model(x), y, reduction="none") + penalty).mean()
+    expected = torch.autograd.grad(objective, list(backbone.parameters()))
+    names = [f"0.{name}" for name, _ in backbone.named_parameters()]
+    assert relative_error({name: found[name] for name in names}, dict(zip(names, expected, strict=True))) <= TOLERANCE
+
+
 def test_t7_through_parameter_groups_a_radius_of_zero_leaves_the_backbone_where_it_is(generator):
     backbone = nn.Sequential(nn.Linear(6, 5), nn.Tanh()).double()
     head = nn.Linear(5, 3).double()

@@ -52,6 +52,17 @@ def test_autograd_loses_the_residual_that_the_closed_form_keeps():
     assert resolve("cross_entropy").residual(logits, torch.tensor([0]))[0, 0] < 0
 
 
+@pytest.mark.parametrize(("margin", "low", "high"), [(16.0, 1e-11, 1e-8), (30.0, 1e-5, 1e-2)])
+def test_autograd_loses_digits_of_a_fitted_residual_in_float64(margin, low, high):
+    logits = torch.tensor([[margin, 0.0]], dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0])).backward()
+    exact = -1 / (1 + mpmath.exp(mpmath.mpf(margin)))
+    error = abs((mpmath.mpf(logits.grad[0, 0].item()) - exact) / exact)
+    assert low < error < high
+    ours = resolve("cross_entropy").residual(logits, torch.tensor([0]))[0, 0].item()
+    assert abs((mpmath.mpf(ours) - exact) / exact) < 1e-14
+
+
 @given(n=st.integers(1, 7), classes=st.integers(2, 6), seed=st.integers(0, 10_000))
 def test_named_residuals_equal_the_gradient_of_the_loss(n, classes, seed):
     generator = torch.Generator().manual_seed(seed)
