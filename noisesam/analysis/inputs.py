@@ -94,8 +94,9 @@ def _facts(run: Run, setting: str) -> dict[str, Any]:
     training = config.get("training")
     epochs = training.get("epochs") if isinstance(training, dict) else None
     file = run.manifest.get("data_file")
-    experiment = {name: config.get(name) for name in _EXPERIMENT} | {"file": file}
-    protocol = {name: value for name, value in config.items() if name not in (*_MEASUREMENT, "method")} | {"file": file}
+    identity = {"file": str(file.get("sha256"))[:12]} if isinstance(file, dict) else {}
+    experiment = {name: config.get(name) for name in _EXPERIMENT} | identity
+    protocol = {name: value for name, value in config.items() if name not in (*_MEASUREMENT, "method")} | identity
     return {
         "run": run.id,
         "method": run.method,
@@ -124,7 +125,9 @@ def _experiment_labels(facts: pd.DataFrame) -> list[str]:
     leaves = {text: dict(flatten(json.loads(text))) for text in facts["experiment"].unique()}
     keys = sorted({key for own in leaves.values() for key in own})
     different = [key for key in keys if len({json.dumps(own.get(key)) for own in leaves.values()}) > 1]
-    labels = {text: ", ".join(f"{key}={own.get(key)}" for key in different) for text, own in leaves.items()}
+    labels = {
+        text: ", ".join(f"{key}={own[key]}" for key in different if own.get(key) is not None) for text, own in leaves.items()
+    }
     return [labels[text] for text in facts["experiment"]]
 
 

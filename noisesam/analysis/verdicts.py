@@ -75,7 +75,7 @@ def _unfinished(tables: Tables) -> list[str]:
 
 
 def _of_one_experiment(tables: Tables, values: pd.DataFrame, baseline: str, confidence: float) -> list[str]:
-    stopping = "validation" if values["validation_test_accuracy"].notna().any() else "oracle"
+    stopping = "validation" if values["validation_epoch"].notna().any() else "oracle"
     settings, notes = _representatives(values, stopping)
     comparison = Contest(values, settings, stopping, baseline, confidence)
     sentences = [_compared(comparison), *notes]
@@ -109,8 +109,10 @@ def _representatives(values: pd.DataFrame, stopping: str) -> tuple[dict[str, str
 
 
 def _compared(comparison: Contest) -> str:
-    counts = {method: comparison.mean(method, "last_test_accuracy").n for method in comparison.settings}
+    counts = {method: len(comparison.values_of(method, "last_epoch")) for method in comparison.settings}
     listed = ", ".join(f"{comparison.name(method)} with {seeds(n)}" for method, n in counts.items())
+    if comparison.per_run["last_test_accuracy"].isna().all():
+        return f"Compared: {listed}. There are no test data, so nothing is said on test accuracy."
     return f"Compared: {listed}. Early stopping is {_STOPPING[comparison.stopping].removeprefix('stopped ')}."
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisesam.cli.console import print_json, progress_bar, records, say, say_path, warn
+from noisesam.cli.console import print_json, progress_bar, records, say, say_path, warn, warnings_in_words
 from noisesam.cli.report import show_accuracy, show_differences, show_findings, show_mechanism
 from noisesam.errors import RunError, unknown_name
 
@@ -101,7 +101,7 @@ def draw(collection: RunCollection, folder: Path) -> dict[str, dict[str, Any]]:
     """
     from noisesam import plotting
 
-    with progress_bar("drawing", None):
+    with warnings_in_words(), progress_bar("drawing", None):
         figures = plotting.draw_all(collection, folder)
     drawn = {figure.name: {"png": str(figure.png), "table": str(figure.csv)} for figure in figures}
     return {"drawn": drawn, "skipped": dict(figures.skipped)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +39,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train one run; the same command again resumes it after an interruption."""
-    from noisesam.training import config_to_dict, load_config
+    from noisesam.training import config_to_dict, default_directory, load_config
 
     if not config_file.is_file():
         raise ConfigurationError(
@@ -49,7 +48,7 @@ def train(
             remedy="Copy one from examples/, or give its path",
         )
     config = load_config(config_file, overrides=tuple(overrides or ()))
-    target = folder if folder is not None else default_folder(config)
+    target = folder if folder is not None else default_directory(config)
     if dry_run:
         resolved, sizes = config_to_dict(config), run_sizes(config, data_root)
         if as_json:
@@ -64,17 +63,6 @@ def train(
     report(run, as_json=as_json)
 
 
-def default_folder(config: Config) -> Path:
-    """Where `fit` puts a run that is given no folder: it depends on the setting, so the same command finds its run again."""
-    from noisesam.runs import portable_configuration, setting_hash
-    from noisesam.training import config_to_dict
-
-    data = Path(config.data.name).expanduser()
-    plain = config_to_dict(dataclasses.replace(config, seed=0))
-    key = setting_hash(*portable_configuration(plain, data_file=data if data.is_file() else None))
-    return Path("runs") / f"{config.method.name}-{key[:8]}-seed{config.seed}"
-
-
 def run_sizes(config: Config, data_root: Path | None) -> dict[str, int]:
     """Examples, parameters and steps of the run, from its data and its model, without training."""
     from noisesam.training import prepare, validate
@@ -86,7 +74,7 @@ def run_sizes(config: Config, data_root: Path | None) -> dict[str, int]:
         "training examples": len(splits.train),
         "wrong labels among them": 0 if splits.train.is_noisy is None else int(splits.train.is_noisy.sum()),
         "validation examples": 0 if splits.validation is None else len(splits.validation),
-        "test examples": len(splits.test),
+        "test examples": 0 if splits.test is None else len(splits.test),
         "trainable parameters": sum(one.numel() for one in prepared.model.parameters() if one.requires_grad),
         "steps per epoch": prepared.order.steps_per_epoch,
         "steps": prepared.total_steps,

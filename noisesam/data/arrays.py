@@ -26,7 +26,7 @@ from torch import Tensor
 from noisesam.data.dataset import NoisyDataset
 from noisesam.data.images import unit_pixels
 from noisesam.data.transitions import given_noise
-from noisesam.data.validation import numbered_classes
+from noisesam.data.validation import MissingSplitError, numbered_classes
 from noisesam.errors import InputError
 
 LAYOUT = (
@@ -123,7 +123,8 @@ def _build(keys: Collection[str], read: Callable[[str], np.ndarray], split: str,
     images_key, inputs_key = key_of("images"), key_of("inputs")
     labels = integers("labels")
     if labels is None or (images_key is None and inputs_key is None):
-        raise InputError(
+        absent = labels is None and images_key is None and inputs_key is None
+        raise (MissingSplitError if absent else InputError)(
             f"{where}: no {split} examples, its arrays are {', '.join(sorted(keys)) or 'none'}",
             expected=LAYOUT,
             remedy=f"Add the arrays of the {split} split, or ask for another split",

@@ -94,9 +94,20 @@ def load(name: str | Path, *, split: str = "train", root: str | Path | None = No
         return digits.load_digits(split)
     if str(name) in _BENCHMARKS:
         return _load_benchmark(str(name), split, root)
-    if _is_path(str(name)):
-        return _load_path(Path(name).expanduser(), split)
+    own = own_path(name)
+    if own is not None:
+        return _load_path(own, split)
     raise unknown_name("data set", str(name), [*names(), "a path to an .npz, a .csv or a folder"])
+
+
+def own_path(name: str | Path) -> Path | None:
+    """Return the place that `load` reads a user's own data from; None for a named data set and for an unknown name.
+
+    Example:
+        >>> own_path("digits"), own_path("mine.npz").name
+        (None, 'mine.npz')
+    """
+    return None if str(name) in names() or not _is_path(str(name)) else Path(name).expanduser()
 
 
 def data_root(root: str | Path | None) -> Path | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noisesam.data.dataset import NoisyDataset
 from noisesam.data.transitions import given_noise
-from noisesam.data.validation import name_rows, numbered_classes
+from noisesam.data.validation import MissingSplitError, name_rows, numbered_classes
 from noisesam.errors import InputError
 
 _RESERVED = ("label", "clean_label", "index")
@@ -37,7 +37,7 @@ def load_csv(path: Path, split: str, *, name: str) -> NoisyDataset:
     """
     files = {"train": path} if path.is_file() else {part: path / f"{part}.csv" for part in ("train", "test")}
     if split not in files or not files[split].is_file():
-        raise InputError(
+        raise MissingSplitError(
             f"{path}: no {split} split",
             expected="a folder with train.csv and test.csv",
             remedy="Put both files into one folder under these names and give the folder",

@@ -18,6 +18,10 @@ MAX_CLASSES = 100_000
 _ROWS_NAMED = 5
 
 
+class MissingSplitError(InputError):
+    """A user's own data has no examples of the split that was asked for."""
+
+
 def name_rows(rows: Iterable[int], total: int) -> str:
     """Write a few row numbers and how many there are in all.
 

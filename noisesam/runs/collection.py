@@ -145,6 +145,8 @@ def _labels(runs: list[Run]) -> dict[str, str]:
         short = [name.rsplit(".", 1)[-1] for name in different]
         parts = []
         for name in different:
+            if own.get(name) is None and name.split(".")[0] in _SHARED_SECTIONS:
+                continue  # The others say what this one is without.
             brief = name.rsplit(".", 1)[-1]
             shown = brief if short.count(brief) == 1 and brief != "name" else name
             parts.append(f"{shown}={_show(own.get(name, _ABSENT))}")

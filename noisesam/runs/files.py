@@ -113,6 +113,14 @@ def digest_file(path: Path) -> str:
         raise RunError(f"{path} cannot be read: {error.strerror}", remedy="Check that the file is there") from error
 
 
+def digest_data(path: Path) -> str:
+    """Return the SHA-256 of a data file, or of the names and contents of the tables and arrays in a folder."""
+    if not path.is_dir():
+        return digest_file(path)
+    files = sorted(file for file in path.iterdir() if file.suffix in (".npy", ".csv"))
+    return digest("".join(f"{digest_file(file)}  {file.name}\n" for file in files).encode())
+
+
 def inside(root: Path, path: Path) -> Path:
     """Return `path` if it is a regular file inside `root` once every link is followed.
 

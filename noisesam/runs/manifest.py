@@ -18,7 +18,7 @@ from typing import Any
 
 import noisesam
 from noisesam.errors import RunError
-from noisesam.runs.files import digest_file
+from noisesam.runs.files import digest_data
 from noisesam.runs.schema import SCHEMA_VERSION
 
 _PACKAGES = ("torch", "numpy", "scipy", "pandas", "pyarrow", "safetensors", "scikit-learn")
@@ -65,7 +65,7 @@ def portable_configuration(config: Any, *, data_file: Path | None = None) -> tup
 
     Args:
         config: Nested mapping of sections (or a dataclass of them), JSON values only.
-        data_file: Where that file lies, if `data.name` is relative to something else than the working directory.
+        data_file: Where that file or folder lies, if `data.name` is relative to something else than the working directory.
 
     Returns:
         The configuration, and {"name", "sha256"} of the data file or None.
@@ -89,8 +89,9 @@ def portable_configuration(config: Any, *, data_file: Path | None = None) -> tup
     name = configuration.get("data", {}).get("name") if isinstance(configuration.get("data"), dict) else None
     if isinstance(name, str) and (data_file is not None or "/" in name or "\\" in name or name.endswith(".npz")):
         place = Path(data_file) if data_file is not None else Path(name).expanduser()
-        configuration["data"]["name"] = place.name
-        identity = {"name": place.name, "sha256": digest_file(place)}
+        known = place.name or place.resolve().name  # A folder may be given as "." or "..".
+        configuration["data"]["name"] = known
+        identity = {"name": known, "sha256": digest_data(place)}
     for key, value in flatten(configuration):
         if isinstance(value, str) and _ABSOLUTE.match(value):
             raise RunError(

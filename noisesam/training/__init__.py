@@ -25,6 +25,7 @@ from noisesam.training.seeding import seed_for as seed_for
 if TYPE_CHECKING:
     from noisesam.training.batches import BatchOrder as BatchOrder
     from noisesam.training.evaluation import evaluate as evaluate
+    from noisesam.training.fitting import default_directory as default_directory
     from noisesam.training.fitting import fit as fit
     from noisesam.training.preparation import Prepared as Prepared
     from noisesam.training.preparation import prepare as prepare
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "BatchOrder": "batches",
     "Prepared": "preparation",
+    "default_directory": "fitting",
     "evaluate": "evaluation",
     "fit": "fitting",
     "prepare": "preparation",

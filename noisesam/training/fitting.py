@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from noisesam.data.loading import own_path
 from noisesam.errors import NoisesamError, RunError
 from noisesam.runs import Run, RunWriter, open_run, portable_configuration, setting_hash
 from noisesam.runs.checkpoints import committed_steps, read_payload
@@ -64,8 +64,8 @@ def fit(
     """
     checked = load_config(config)
     validate(checked)
-    plain, data_file = config_to_dict(checked), _data_file(checked)
-    path = Path(directory) if directory is not None else _default_directory(checked, data_file)
+    plain, data_file = config_to_dict(checked), own_path(checked.data.name)
+    path = Path(directory) if directory is not None else default_directory(checked)
     if (path / "manifest.json").exists():
         if not resume:
             raise RunError(
@@ -112,7 +112,7 @@ def _create(path: Path, prepared: Prepared, plain: dict[str, Any], data_file: Pa
     sizes = {
         "train": len(splits.train),
         "validation": 0 if splits.validation is None else len(splits.validation),
-        "test": len(splits.test),
+        "test": 0 if splits.test is None else len(splits.test),
         "probe": 0 if splits.probe is None else len(splits.probe),
         "classes": splits.train.num_classes,
         "input_shape": list(splits.train.inputs.shape[1:]),
@@ -162,14 +162,18 @@ def _surroundings(prepared: Prepared) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _data_file(config: Config) -> Path | None:
-    """Return the user's own data file, if the configuration names one."""
-    path = Path(config.data.name).expanduser()
-    return path if path.is_file() else None
+def default_directory(config: Config) -> Path:
+    """Return where `fit` puts a run that is given no directory: it follows from the configuration and the data.
 
+    Args:
+        config: a configuration from `load_config`.
 
-def _default_directory(config: Config, data_file: Path | None) -> Path:
-    """Name the directory after what the run is."""
-    anonymous = dataclasses.replace(config, seed=0)
-    key = setting_hash(*portable_configuration(config_to_dict(anonymous), data_file=data_file))
+    Returns:
+        runs/<method>-<hash of the setting>-seed<seed>, relative to the working directory.
+
+    Example:
+        >>> default_directory(load_config({"method": {"name": "sam", "rho": 0.1}, "seed": 3})).name[-5:]
+        'seed3'
+    """
+    key = setting_hash(*portable_configuration(config_to_dict(config), data_file=own_path(config.data.name)))
     return Path("runs") / f"{config.method.name}-{key[:8]}-seed{config.seed}"

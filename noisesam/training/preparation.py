@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from noisesam.data import NoisyDataset, add_label_noise, load, standardise
+from noisesam.data.loading import own_path
+from noisesam.data.validation import MissingSplitError
 from noisesam.errors import ConfigurationError
 from noisesam.training.batches import BatchOrder
 from noisesam.training.config import Config, OptimizerConfig
@@ -19,11 +22,14 @@ from noisesam.training.seeding import seed_for
 
 @dataclass(frozen=True)
 class Splits:
-    """The examples of one run. `probe` are training examples; `validation` is as noisy as the training set."""
+    """The examples of one run. `probe` are training examples; `validation` is as noisy as the training set.
+
+    `validation` is None if none is held out, `test` if the user's own data has none.
+    """
 
     train: NoisyDataset
     validation: NoisyDataset | None
-    test: NoisyDataset
+    test: NoisyDataset | None
     probe: NoisyDataset | None
 
     def evaluated(self) -> dict[str, NoisyDataset]:
@@ -106,7 +112,7 @@ def prepare_data(config: Config, *, data_root: str | Path | None = None) -> Spli
     data, noise = config.data, config.noise
     name = data.name
     train = _first(load(name, split="train", root=data_root), data.train_size, config.seed, "data.train_size")
-    test = _first(load(name, split="test", root=data_root), data.test_size, config.seed, "data.test_size")
+    test = _test(config, data_root)
     if noise.kind != "none":
         seed, rate = seed_for(config.seed, "noise"), None if noise.kind == "human" else noise.rate
         train = add_label_noise(train, noise.kind, rate, seed=seed, source=noise.source, root=data_root)
@@ -118,14 +124,30 @@ def prepare_data(config: Config, *, data_root: str | Path | None = None) -> Spli
                 expected="a validation hold-out smaller than the training set it is taken from",
             )
         train, validation = train.split(data.validation_size, seed=seed_for(config.seed, "validation"))
-    sets = [train, test] if validation is None else [train, test, validation]
+    sets = {"train": train, "test": test, "validation": validation}
+    present = {split: dataset for split, dataset in sets.items() if dataset is not None}
     if data.standardise:
-        sets = list(standardise(*sets))
+        present = dict(zip(present, standardise(*present.values()), strict=True))
     dtype = getattr(torch, config.training.dtype)
-    sets = [dataset.to(device=_device(config.training.device), dtype=dtype) for dataset in sets]
-    probe_size = min(config.tracking.probe_size, len(sets[0]))
-    probe = sets[0].subset(_draw(len(sets[0]), probe_size, seed_for(config.seed, "probe"))) if probe_size else None
-    return Splits(train=sets[0], test=sets[1], validation=sets[2] if len(sets) > 2 else None, probe=probe)
+    device = _device(config.training.device)
+    present = {split: dataset.to(device=device, dtype=dtype) for split, dataset in present.items()}
+    train = present["train"]
+    probe_size = min(config.tracking.probe_size, len(train))
+    probe = train.subset(_draw(len(train), probe_size, seed_for(config.seed, "probe"))) if probe_size else None
+    return Splits(train=train, test=present.get("test"), validation=present.get("validation"), probe=probe)
+
+
+def _test(config: Config, data_root: str | Path | None) -> NoisyDataset | None:
+    """Return the test examples; None, which is said, for a user's own data without any."""
+    data = config.data
+    try:
+        test = load(data.name, split="test", root=data_root)
+    except MissingSplitError as error:
+        if own_path(data.name) is None or data.test_size is not None:
+            raise
+        warnings.warn(f"{error.given}: nothing is tested, and the run has no test accuracy.", UserWarning, stacklevel=4)
+        return None
+    return _first(test, data.test_size, config.seed, "data.test_size")
 
 
 def make_model(config: Config, input_shape: tuple[int, ...], classes: int) -> nn.Module:

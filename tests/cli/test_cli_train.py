@@ -10,9 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from noisesam.cli import app
-from noisesam.cli.train import default_folder
 from noisesam.runs import open_run
-from noisesam.training import config_to_dict, fit, load_config
+from noisesam.training import config_to_dict, default_directory, fit, load_config
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.toml"))
 TINY = """
@@ -60,7 +59,7 @@ def test_a_dry_run_names_the_folder_that_training_uses(tiny):
     assert told["sizes"]["steps"] == 6
     config = load_config(tiny)
     assert told["configuration"] == json.loads(json.dumps(config_to_dict(config)))
-    assert Path(told["out"]) == default_folder(config) == fit(config).path
+    assert Path(told["out"]) == default_directory(config) == fit(config).path
 
 
 def test_the_command_trains_what_fit_trains_and_the_same_command_finds_it_again(tiny):
