@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from noisesam.errors import InputError
@@ -59,7 +60,7 @@ def as_tables(runs: Runs | Tables) -> Tables:
         )
     facts = pd.DataFrame([_facts(run, collection.setting(run)) for run in collection])
     facts["experiment_label"] = _experiment_labels(facts)
-    return Tables(collection.metrics, collection.examples, facts)
+    return Tables(_finite(collection.metrics), _finite(collection.examples), facts)
 
 
 def _from_frame(frame: pd.DataFrame) -> Tables:
@@ -86,7 +87,13 @@ def _from_frame(frame: pd.DataFrame) -> Tables:
     facts = facts.assign(
         classes=float("nan"), epochs=float("nan"), status="unknown", experiment="", experiment_label="", protocol=""
     )
-    return Tables(frame, None, facts)
+    return Tables(_finite(frame), None, facts)
+
+
+def _finite(frame: pd.DataFrame) -> pd.DataFrame:
+    """Turn infinite values, which a run leaves where it diverged, into NaN: no mean and no difference can be taken of them."""
+    numbers = [name for name in frame.columns if frame[name].dtype == "float64"]
+    return frame.assign(**{name: frame[name].mask(np.isinf(frame[name].to_numpy())) for name in numbers})
 
 
 def _facts(run: Run, setting: str) -> dict[str, Any]:

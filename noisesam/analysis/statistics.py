@@ -32,7 +32,7 @@ def interval(values: Iterable[float], confidence: float = 0.95, method: str = "t
     percentiles of the means of 10,000 resamples; below about ten values it is too narrow, so "t" is the default.
 
     Args:
-        values: One number per seed; NaN (not measured) is left out and not counted.
+        values: One number per seed; NaN (not measured) and infinities are left out and not counted.
         confidence: Between 0 and 1.
         method: "t" or "bootstrap".
         seed: Of the bootstrap's generator; equal seeds give equal bounds.
@@ -53,7 +53,7 @@ def interval(values: Iterable[float], confidence: float = 0.95, method: str = "t
     if method not in METHODS:
         raise unknown_name("interval method", method, METHODS)
     numbers = np.asarray([float(value) for value in values], dtype=float)
-    numbers = numbers[~np.isnan(numbers)]
+    numbers = numbers[np.isfinite(numbers)]
     n = len(numbers)
     nan = math.nan
     if n == 0:

@@ -81,6 +81,8 @@ def list_runs(
         say(f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}", style="dim")
     for problem in problems:
         warn(problem)
+    if not rows:
+        raise typer.Exit(1)  # Nothing could be read; the problems say why.
 
 
 def overview(collection: RunCollection) -> list[dict[str, Any]]:

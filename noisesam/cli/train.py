@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisesam.cli.console import out, print_json, print_table, progress_bar, records, say, say_path, warnings_in_words
+from noisesam.cli.console import out, print_json, print_table, progress_bar, records, say, say_path, warn, warnings_in_words
 from noisesam.cli.toml_text import to_toml
 from noisesam.errors import ConfigurationError
 
@@ -100,6 +100,8 @@ def report(run: Run, *, as_json: bool) -> None:
     from noisesam import analysis
     from noisesam.cli.report import SELECTIONS, short
 
+    for problem in run.problems:
+        warn(str(problem))
     stops = analysis.early_stopping(run)
     if as_json:
         print_json({"run": run.id, "path": run.path, "status": run.status, "early_stopping": records(stops)})

@@ -67,13 +67,23 @@ def _read(path: Path, name: str) -> tuple[UInt8[np.ndarray, "n pixels"], Int64[n
         raise InputError(
             f"{path}: 'data' is {_describe(pixels)}", expected=f"bytes of shape (n, {_PIXELS})", remedy="Fetch the file again"
         )
-    if not (isinstance(labels, list | np.ndarray) and len(labels) == len(pixels)):
+    numbers = _integers(labels)
+    if numbers is None or numbers.shape != (len(pixels),):
         raise InputError(
             f"{path}: {_LABEL_KEY[name]!r} is {_describe(labels)}",
             expected=f"a list of {len(pixels)} class numbers",
             remedy="Check that the folder belongs to the data set you named",
         )
-    return pixels, np.asarray(labels).astype(np.int64)
+    return pixels, numbers
+
+
+def _integers(labels: Any) -> Int64[np.ndarray, " ..."] | None:
+    """Return a list or an array of whole numbers as int64, None for anything else."""
+    try:
+        values = np.asarray(labels)
+    except ValueError:  # Lists of different lengths.
+        return None
+    return values.astype(np.int64) if values.dtype.kind in "iu" else None
 
 
 def _entry(batch: Any, key: str) -> Any:

@@ -124,7 +124,12 @@ def _read(path: Path) -> Any:
     """Read the table of label sets from an .npz, .pt or .npy file, without executing anything in it."""
     if path.suffix == ".npz":
         with open_npz(path) as archive:
-            return {key: archive[key] for key in archive.files}
+            try:
+                return {key: archive[key] for key in archive.files}
+            except (ValueError, MemoryError) as error:
+                raise InputError(
+                    f"{path}: not readable label sets ({error})", expected="arrays of class numbers", remedy="Fetch it again"
+                ) from None
     table = load_object_array(path) if path.suffix == ".npy" else load_torch_file(path)
     if not isinstance(table, dict):
         raise InputError(f"{path}: a {type(table).__name__}", expected="a dictionary of label arrays", remedy="Fetch it again")

@@ -94,6 +94,11 @@ def load_object_array(path: Path) -> Any:
             ) from None
         if not dtype.hasobject:
             stream.seek(0)
-            return np.load(stream, allow_pickle=False)
+            try:
+                return np.load(stream, allow_pickle=False)
+            except (ValueError, EOFError, MemoryError) as error:
+                raise InputError(
+                    f"{path}: not a readable .npy file ({error})", expected="a whole array", remedy="Fetch it again"
+                ) from None
         value = load_pickle(stream, path)
     return value.item() if isinstance(value, np.ndarray) and value.shape == () else value

@@ -124,7 +124,9 @@ class Run:
         return self._read("examples")
 
     def _read(self, table: str) -> tuple[pd.DataFrame, list[Problem]]:
-        contents, problems = [], []
+        contents, problems = [], self._missing(table)
+        if self._strict and problems:
+            raise RunError(problems[0].message, remedy=problems[0].remedy)
         for _, path in tables.parts(self.path / table):
             try:
                 contents.append(tables.read_part(self.path, path, table))
@@ -133,6 +135,22 @@ class Run:
                     raise
                 problems.append(problem_of(path, error))
         return tables.join_parts(table, contents), problems
+
+    def _missing(self, table: str) -> list[Problem]:
+        """Name the parts that a finished run was sealed with and that are no longer there."""
+        sealed = self.manifest.get("parts")
+        present = {f"{table}/{path.name}" for _, path in tables.parts(self.path / table)}
+        listed = sorted(sealed) if isinstance(sealed, dict) else []
+        file = self.path / "manifest.json"
+        return [
+            Problem(
+                str(file),
+                f"{file} lists the part {name!r}, which is missing.",
+                "Restore the part from a copy of the run, or delete the run and train it again.",
+            )
+            for name in listed
+            if name.startswith("examples/") == (table == "examples") and name not in present
+        ]
 
 
 def open_run(path: str | Path, *, strict: bool = False) -> Run:

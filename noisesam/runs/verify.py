@@ -67,10 +67,6 @@ def _parts(run: Run) -> list[Problem]:
             problems.append(Problem(str(path), f"{path} was added after the run had finished.", "Delete it."))
         elif name in sealed and digest_file(inside(run.path, path)) != sealed[name]:
             problems.append(Problem(str(path), f"{path} does not match its checksum in the manifest.", remedy))
-    for name in sealed:
-        if name not in present:
-            file = run.path / "manifest.json"
-            problems.append(Problem(str(file), f"{file} lists the part {name!r}, which is missing.", remedy))
     return problems
 
 

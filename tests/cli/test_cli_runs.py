@@ -135,6 +135,13 @@ def test_broken_runs_are_problems_on_stderr_and_the_rest_is_listed(folder):
     assert "2 runs" in result.stdout
 
 
+def test_a_list_of_nothing_readable_is_a_failure(tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    result = call(tmp_path)
+    assert result.exit_code == 1
+    assert "not valid JSON" in result.stderr
+
+
 def test_a_folder_named_like_a_command_is_reached_by_its_path(folder, monkeypatch):
     (folder / "a").rename(folder / "show")
     monkeypatch.chdir(folder)

@@ -158,3 +158,13 @@ def test_real_cifar10n_has_the_published_noise_rates():
     for source, percent in published.items():
         labels = np.asarray(sets[source] if source in sets else sets[AUTHORS[source]])
         assert round(100 * float(np.mean(labels != clean)), 2) == percent  # Wei et al. 2022 print two decimals
+
+
+def test_label_files_of_objects_or_of_an_impossible_size_are_one_error(tmp_path):
+    np.savez(tmp_path / "cifar10n_labels.npz", clean=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="not readable label sets"):
+        _read(tmp_path / "cifar10n_labels.npz")
+    with (tmp_path / "CIFAR-10_human.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+    with pytest.raises(InputError, match=r"not a readable \.npy file"):
+        _read(tmp_path / "CIFAR-10_human.npy")

@@ -160,6 +160,10 @@ def test_damaged_cifar_files_name_the_file(tmp_path):
         (pickle.dumps({"data": pixels(4, 3072), "labels": [0] * 3}), "'labels' is a list of 3"),
         (pickle.dumps({"data": pixels(4, 3072), "fine_labels": [0] * 4}), "'labels' is missing"),
         (pickle.dumps([1]), "'data' is missing"),
+        *(
+            (pickle.dumps({"data": pixels(4, 3072), "labels": labels}), "Expected a list of 4 class numbers")
+            for labels in (["a"] * 4, [0.5] * 4, [None] * 4, [[0], [1, 2], [3], [4]], [10**30] * 4, np.array(1), [[0]] * 4)
+        ),
         (pickle.dumps({"data": print}), r"asks for builtins\.print, which was refused"),
         (batch.parent.joinpath("data_batch_1").read_bytes()[:200], "not a readable pickle"),
     ):

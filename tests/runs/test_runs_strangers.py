@@ -60,3 +60,16 @@ def test_two_manifests_with_one_id_are_one_run(tmp_path, make):
     assert [run.path.name for run in runs] == ["a"]
     assert "same run" in runs.problems[0].message
     assert summary(runs)["seeds"].tolist() == [1]
+
+
+def test_a_part_that_a_finished_run_lost_is_a_problem_of_the_run(tmp_path, make):
+    make.run(tmp_path / "a")
+    assert open_run(tmp_path / "a").problems == []
+    (tmp_path / "a" / "metrics" / "part-000000020.parquet").unlink()
+    shutil.rmtree(tmp_path / "a" / "examples")
+    run = open_run(tmp_path / "a")
+    assert len(run.problems) == 5
+    assert sum("'metrics/part-000000020.parquet', which is missing" in problem.message for problem in run.problems) == 1
+    assert sorted(set(run.metrics["step"])) == [0, 10, 30]
+    with pytest.raises(RunError, match="which is missing"):
+        _ = open_run(tmp_path / "a", strict=True).metrics
