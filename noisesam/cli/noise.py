@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def noise(
-    data: Annotated[str, typer.Option(help="Data set by name, or the path of an .npz file.")] = "digits",
+    data: Annotated[str, typer.Option(help="Data set by name, or the path of a file or folder.")] = "digits",
     kind: Annotated[str, typer.Option(help="Kind of label noise.")] = "symmetric",
     rate: Annotated[float | None, typer.Option(help="Requested rate, from 0 to 1 (default: 0.4).", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which examples: `name` as in `noisesam.data.load`, or a path to an .npz file."""
+    """Which examples: `name` as in `noisesam.data.load`, or a path to an .npz file, a .csv file or a folder."""
 
     name: str = "digits"
     train_size: int | None = None
