@@ -39,7 +39,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train one run; the same command again resumes it after an interruption."""
-    from noisesam.training import config_to_dict, default_directory, load_config
+    from noisesam.training import config_to_dict, load_config
 
     if not config_file.is_file():
         raise ConfigurationError(
@@ -48,6 +48,8 @@ def train(
             remedy="Copy one from examples/, or give its path",
         )
     config = load_config(config_file, overrides=tuple(overrides or ()))
+    from noisesam.training import default_directory  # loads torch: a mistake in the configuration is told without it
+
     target = folder if folder is not None else default_directory(config)
     if dry_run:
         resolved, sizes = config_to_dict(config), run_sizes(config, data_root)
