@@ -25,7 +25,7 @@ gradient_weight(runs, quantity="step_gradient_norm"): one row per run and probed
     probe examples), cumulative_ratio (ratio of the integrals over epochs so far)
 
 gradient_weight_at_equal_weights(runs, baseline="sgd"): one row per baseline run, probed step and rule
-    RUN (of the baseline run), step, epoch, rule ("sgd", "1-sam", "l-sam", "j-sam"), clean, noisy, ratio, clean_share,
+    RUN (of the baseline run), step, epoch, rule ("sgd", "sam", "1-sam", "l-sam", "j-sam"), clean, noisy, ratio, clean_share,
     noisy_share, relative_ratio (ratio divided by the ratio of rule "sgd" at the same weights: above 1 means that the rule
     shifts weight to the correctly labelled examples)
 

@@ -12,7 +12,7 @@ MEMORISATION = {
     "predicts_other": ("train", "noisy", "predicts_other"),
     "clean_fitted": ("train", "clean", "accuracy"),
     "train_accuracy": ("train", "all", "accuracy"),
-    "validation_accuracy": ("validation", "all", "accuracy"),
+    "validation_accuracy": ("val", "all", "accuracy"),
     "test_accuracy": ("test", "all", "accuracy"),
 }
 

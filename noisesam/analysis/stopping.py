@@ -13,7 +13,7 @@ from noisesam.errors import InputError
 
 EVALUATION = {
     "test_accuracy": ("test", "all", "accuracy"),
-    "validation_accuracy": ("validation", "all", "accuracy"),
+    "validation_accuracy": ("val", "all", "accuracy"),
     "train_accuracy": ("train", "all", "accuracy"),
     "clean_fitted": ("train", "clean", "accuracy"),
     "noisy_fitted": ("train", "noisy", "predicts_observed"),

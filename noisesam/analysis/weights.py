@@ -13,12 +13,14 @@ QUANTITIES = (
     "gradient_norm",
     "step_residual_norm",
     "residual_norm",
+    "sam_gradient_norm",
     "one_sam_gradient_norm",
     "l_sam_gradient_norm",
     "j_sam_gradient_norm",
 )
 RULES = {
     "sgd": "gradient_norm",
+    "sam": "sam_gradient_norm",
     "1-sam": "one_sam_gradient_norm",
     "l-sam": "l_sam_gradient_norm",
     "j-sam": "j_sam_gradient_norm",

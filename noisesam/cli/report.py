@@ -76,8 +76,8 @@ def show_mechanism(summary: pd.DataFrame) -> None:
         )
         for row in summary.to_dict("records")
     ]
-    columns = ("wrong labels\nfitted, best", "\nlast", "clean/noisy\nratio, early", "\nbest", "passes\nF/B", "ms per\nstep")
-    title = "Wrong labels reproduced, gradient weight of clean against noisy examples, cost"
+    columns = ("wrong labels\nfitted, best", "\nlast", "clean/noisy\nstep, early", "\nbest", "passes\nF/B", "ms per\nstep")
+    title = "Wrong labels reproduced; mean norm of the step terms, clean over noisy, on each method's own path; cost"
     print_method_table(columns, rows, title=title, right=range(2, 8))
 
 

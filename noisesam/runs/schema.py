@@ -11,8 +11,8 @@ from dataclasses import dataclass
 SCHEMA_VERSION = 1
 """Raised by one whenever a column or a meaning changes; a reader refuses a newer version and names the remedy."""
 
-SPLITS = ("train", "validation", "test", "probe")
-"""train: the whole training set; validation: the noisy hold-out; test: clean images; probe: the fixed tracked examples."""
+SPLITS = ("train", "val", "test", "probe")
+"""train: the whole training set; val: the noisy validation hold-out; test: clean images; probe: the fixed tracked examples."""
 
 GROUPS = ("all", "clean", "noisy")
 """Examples whose observed label equals (clean) or differs from (noisy) the true label; `all` needs no true label."""
@@ -53,6 +53,9 @@ EXAMPLES_COLUMNS = (
     Column("logit_weight", "float64", "ratio", "||r(w+eps_i)|| / ||r(w)|| at the tracked rho"),
     Column("jacobian_weight", "float64", "ratio", "||J(w+eps_i)^T r(w)|| / ||J(w)^T r(w)|| at the tracked rho"),
     Column("one_sam_gradient_norm", "float64", "", "||J(w+eps_i)^T r(w+eps_i)||: 1-SAM's step term at these weights"),
+    Column(
+        "sam_gradient_norm", "float64", "", "||J(w+eps)^T r(w+eps)||, one eps for the probe as a batch: batch SAM's step term"
+    ),
     Column("l_sam_gradient_norm", "float64", "", "||J(w)^T r(w+eps_i)||: L-SAM's step term at these weights"),
     Column("j_sam_gradient_norm", "float64", "", "||J(w+eps_i)^T r(w)||: J-SAM's step term at these weights"),
     Column("sharpness", "float64", "nats", "l_i(w+eps_i) - l_i(w) at the tracked rho"),
@@ -70,7 +73,7 @@ class Metric:
     groups: tuple[str, ...] = GROUPS
 
 
-_EVALUATED = ("train", "validation", "test")
+_EVALUATED = ("train", "val", "test")
 _PROBE = ("probe",)
 _ALL = ("all",)
 
@@ -95,6 +98,12 @@ METRICS = {
         Metric("step_residual_norm", "", "mean ||r(theta_L)|| of the method's own step term", _PROBE),
         Metric("step_gradient_norm", "", "mean ||J(theta_J)^T r(theta_L)|| of the method's own step term", _PROBE),
         Metric("one_sam_gradient_norm", "", "mean ||J(w+eps_i)^T r(w+eps_i)|| at the tracked rho", _PROBE),
+        Metric(
+            "sam_gradient_norm",
+            "",
+            "mean ||J(w+eps)^T r(w+eps)||, one eps for the probe as a batch, at the tracked rho",
+            _PROBE,
+        ),
         Metric("l_sam_gradient_norm", "", "mean ||J(w)^T r(w+eps_i)|| at the tracked rho", _PROBE),
         Metric("j_sam_gradient_norm", "", "mean ||J(w+eps_i)^T r(w)|| at the tracked rho", _PROBE),
         Metric("logit_weight", "ratio", "mean ||r(w+eps_i)|| / mean ||r(w)||", _PROBE),

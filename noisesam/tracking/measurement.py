@@ -74,6 +74,7 @@ class Measurement:
     def columns(self) -> dict[str, Float[np.ndarray, " n"]]:
         """One value per probe example of everything that the decomposition gives, and of the method's own step."""
         from noisesam.gradients import decompose
+        from noisesam.methods import make
 
         probe, threshold = self.probe, decision_threshold(self.loss.name)
         found = decompose(self.model, probe.inputs, probe.labels, loss=self.loss, rho=self.rho, chunk_size=self.batch_size)
@@ -90,6 +91,9 @@ class Measurement:
             terms = self.method.step_terms(self.probe.inputs, self.probe.labels, self.probe.index)
             columns["step_residual_norm"] = as_float64(terms.residual_norm)
             columns["step_gradient_norm"] = as_float64(terms.gradient_norm)
+        batch_sam = make("sam", self.model, loss=self.loss, rho=self.rho, chunk_size=self.batch_size)
+        terms = batch_sam.step_terms(self.probe.inputs, self.probe.labels)
+        columns["sam_gradient_norm"] = as_float64(terms.gradient_norm)
         # A residual of exactly zero has no weight; so has an example whose gradient is exactly zero.
         columns["logit_weight"] = quotient(columns["perturbed_residual_norm"], columns["residual_norm"])
         columns["jacobian_weight"] = quotient(columns["j_sam_gradient_norm"], columns["gradient_norm"])

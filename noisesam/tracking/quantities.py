@@ -124,6 +124,7 @@ QUANTITIES: dict[str, Quantity] = {
     "step_residual_norm": group_mean("step_residual_norm"),
     "step_gradient_norm": group_mean("step_gradient_norm"),
     "one_sam_gradient_norm": group_mean("one_sam_gradient_norm"),
+    "sam_gradient_norm": group_mean("sam_gradient_norm"),
     "l_sam_gradient_norm": group_mean("l_sam_gradient_norm"),
     "j_sam_gradient_norm": group_mean("j_sam_gradient_norm"),
     "logit_weight": ratio_of_means("perturbed_residual_norm", "residual_norm"),

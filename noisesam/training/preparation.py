@@ -34,7 +34,7 @@ class Splits:
 
     def evaluated(self) -> dict[str, NoisyDataset]:
         """Return the splits that are evaluated, by name."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        splits = {"train": self.train, "val": self.validation, "test": self.test}
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
 

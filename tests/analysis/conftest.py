@@ -21,6 +21,7 @@ GROUP_NORMS = (
     "gradient_norm",
     "step_residual_norm",
     "step_gradient_norm",
+    "sam_gradient_norm",
     "one_sam_gradient_norm",
     "l_sam_gradient_norm",
     "j_sam_gradient_norm",
@@ -72,7 +73,7 @@ def invent(
             ("train", "all", "step_seconds"): 0.01 * (seed + 1),
         }
         if validation:
-            values["validation", "all", "accuracy"] = 0.6 * test + (0.1 if epoch == half - 1 else 0.0) * (seed % 2)
+            values["val", "all", "accuracy"] = 0.6 * test + (0.1 if epoch == half - 1 else 0.0) * (seed % 2)
         if true_labels:
             values |= {
                 ("train", "clean", "accuracy"): min(1.0, 0.1 + 1.2 * fraction),
@@ -113,7 +114,7 @@ def examples(
     columns["gradient_norm"] = columns["residual_norm"] * generator.uniform(1, 3, PROBE)
     columns["logit_weight"] = np.where(columns["residual_norm"] > 0, columns["logit_weight"], np.nan)
     columns["jacobian_weight"] = np.where(columns["gradient_norm"] > 0, columns["jacobian_weight"], np.nan)
-    for rule in ("one_sam", "l_sam", "j_sam"):
+    for rule in ("sam", "one_sam", "l_sam", "j_sam"):
         # The rule multiplies the norm of clean examples by its gain: that is its relative ratio.
         gain = np.where(noisy, 1.0, rule_gain.get(rule, 1.0))
         columns[f"{rule}_gradient_norm"] = columns["gradient_norm"] * gain

@@ -61,7 +61,7 @@ def test_early_stopping_is_the_first_highest_evaluation(study, twin):
     table = analysis.early_stopping(runs).set_index(["run", "selection"])
     for run in runs:
         test = twin.curve(run.metrics, "test", "all", "accuracy")
-        validation = twin.curve(run.metrics, "validation", "all", "accuracy")
+        validation = twin.curve(run.metrics, "val", "all", "accuracy")
         chosen = {"oracle": twin.first_highest(test), "validation": twin.first_highest(validation), "last": max(test)}
         for selection, step in chosen.items():
             row = table.loc[(run.id, selection)]
@@ -119,11 +119,11 @@ def test_the_step_term_and_the_plain_gradient_are_never_mixed(study):
 
 
 def test_at_equal_weights_the_relative_ratio_is_what_the_rule_does_to_clean_examples(study):
-    gains = {"one_sam": 1.5, "l_sam": 1.0, "j_sam": 0.8}
+    gains = {"sam": 1.2, "one_sam": 1.5, "l_sam": 1.0, "j_sam": 0.8}
     runs = study({"sgd": {"rule_gain": gains}, "1-sam": {"rule_gain": {"one_sam": 9.0}}}, seeds=(0, 1))
     table = analysis.gradient_weight_at_equal_weights(runs)
     assert set(table["method"]) == {"sgd"}
-    for rule, gain in {"sgd": 1.0, "1-sam": 1.5, "l-sam": 1.0, "j-sam": 0.8}.items():
+    for rule, gain in {"sgd": 1.0, "sam": 1.2, "1-sam": 1.5, "l-sam": 1.0, "j-sam": 0.8}.items():
         # 1e-12: a ratio of means of thirty numbers.
         np.testing.assert_allclose(table.loc[table["rule"] == rule, "relative_ratio"], gain, rtol=1e-12)
     assert analysis.gradient_weight_at_equal_weights(runs, baseline="sam").empty

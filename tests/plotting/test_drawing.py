@@ -21,7 +21,7 @@ def write_run(path, method, seed, *, noisy=True, probe=True):
     writer = RunWriter.create(path, config=Config(method=MethodConfig(name=method), seed=seed), seeds={"root": seed})
     for epoch in range(6):
         at = {"step": 16 * epoch, "epoch": float(epoch)}
-        values = [("train", "all", "accuracy"), ("test", "all", "accuracy"), ("validation", "all", "accuracy")]
+        values = [("train", "all", "accuracy"), ("test", "all", "accuracy"), ("val", "all", "accuracy")]
         if noisy:
             values += [("train", "clean", "accuracy"), ("train", "noisy", "accuracy")]
             values += [("train", "noisy", name) for name in ("predicts_true", "predicts_observed", "predicts_other")]

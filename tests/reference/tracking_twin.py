@@ -79,7 +79,14 @@ def example_table(model, inputs, labels, name, rho):
                 "sharpness": loss_moved - loss,
             }
         )
-    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    table = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    # Batch SAM: every example at the one eps of all of them.
+    other = moved(model, mean_gradient(model, inputs, labels, name), rho)
+    norms = [
+        float(pull_back(other, x, residual_of_one(name, other(x[None]).detach().reshape(-1), t)).norm())
+        for x, t in zip(inputs, labels, strict=True)
+    ]
+    return table | {"sam_gradient_norm": np.array(norms)}
 
 
 def mean_gradient(model, inputs, labels, name):

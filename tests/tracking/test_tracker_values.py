@@ -91,6 +91,7 @@ def test_group_values_equal_the_loop_over_groups(setting):
     means = [
         "residual_norm",
         "gradient_norm",
+        "sam_gradient_norm",
         "one_sam_gradient_norm",
         "l_sam_gradient_norm",
         "j_sam_gradient_norm",

@@ -167,7 +167,7 @@ def test_measured_rows_follow_the_schedules(tmp_path, small_config):
     run = fit(small_config(tracking={"evaluate_every": 2, "probe_dense": 1, "probe_every": 3}), tmp_path / "run")
     evaluated = run.metrics.query("metric == 'accuracy'")
     assert set(evaluated["step"]) == {0, 6, 12}
-    assert set(evaluated["split"]) == {"train", "validation", "test"}
+    assert set(evaluated["split"]) == {"train", "val", "test"}
     assert set(run.metrics.query("split == 'probe'")["step"]) == {0, 3, 9, 12}
     assert set(run.examples["step"]) == {0, 3, 9, 12}
     assert set(run.metrics.query("metric == 'forward_passes'")["step"]) == {6, 12}

@@ -66,7 +66,7 @@ def test_own_data_without_a_test_split_trains_and_has_no_test_accuracy(folder):
     with pytest.warns(UserWarning, match="no test examples.*no test accuracy"):
         run = fit(configured(folder, standardise=True))
     assert run.manifest["data"]["test"] == 0
-    assert set(run.metrics["split"]) == {"train", "validation", "probe"}
+    assert set(run.metrics["split"]) == {"train", "val", "probe"}
     stops = early_stopping(run).set_index("selection")
     assert stops["test_accuracy"].isna().all()
     assert stops["epoch"].isna().tolist() == [True, False, False]
