@@ -71,3 +71,17 @@ def test_the_make_targets_exist():
 
 def test_the_method_table_is_the_registry_s():
     assert replaced(README, "methods-table", methods_table()) == README, "rewrite it: noisesam readme"
+
+
+def test_the_demo_table_is_that_of_kept_runs_and_its_picture_is_there():
+    section = README.split("<!-- demo-table -->")[1].split("<!-- /demo-table -->")[0]
+    manifests = json.loads((ROOT / "figures" / "demo-manifests.json").read_text(encoding="utf-8"))
+    methods = {manifest["configuration"]["method"]["name"] for manifest in manifests}
+    shown = {line.split("`")[1] for line in section.splitlines() if line.startswith("| `")}
+    assert shown == methods
+    assert all(manifest["status"] == "finished" for manifest in manifests)
+    seeds = {manifest["configuration"]["seed"] for manifest in manifests}
+    assert f"over {len(seeds)} seeds" in section
+    assert (ROOT / "figures" / "demo.png").is_file()
+    told = (ROOT / "figures" / "demo.md").read_text(encoding="utf-8")
+    assert all(line in told for line in section.splitlines() if line.startswith("- "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+HEADLINES = ("1-sam reaches", "of 1-sam's gain", "memorised at the end", "of the last hidden activation")
+"""Findings that the README repeats."""
 EVERYWHERE = ("chunk_size", "parameter_groups")
 """Hyper-parameters that every method takes; the README names them once."""
 
@@ -45,6 +48,7 @@ def readme(
                 f"{len(problems)} problems under {runs}: {problems[0]}", expected="whole runs", remedy="noisesam demo"
             )
         tables = analysed(collection, "sgd")
+        keep_evidence(tables, [run.manifest for run in collection], file.parent / "figures")
         text = replaced(
             text, "demo-table", demo_section(tables, picture=keep_figure(figure, file.parent) if figure is not None else "")
         )
@@ -103,6 +107,16 @@ def methods_table() -> str:
     return markdown_table(("name", "gradient of the step", "cost", "hyper-parameters", "reference"), rows)
 
 
+def keep_evidence(tables: dict[str, Any], manifests: list[dict[str, Any]], folder: Path) -> None:
+    """Write every finding and the manifests of the runs that they come from."""
+    folder.mkdir(exist_ok=True)
+    sentences = "\n".join(f"- {sentence}" for sentence in tables["findings"])
+    text = f"# What the demo found\n\nWritten by `noisesam readme` from the runs of `noisesam demo`.\n\n{sentences}\n"
+    (folder / "demo.md").write_text(text, encoding="utf-8")
+    kept = json.dumps(sorted(manifests, key=lambda manifest: manifest["id"]), indent=1, sort_keys=True)
+    (folder / "demo-manifests.json").write_text(kept + "\n", encoding="utf-8")
+
+
 def keep_figure(figure: Path, root: Path) -> str:
     """Copy a figure and the numbers beside it to figures/demo.*; the Markdown that shows it."""
     if not figure.is_file():
@@ -117,9 +131,11 @@ def keep_figure(figure: Path, root: Path) -> str:
 
 def demo_section(tables: dict[str, Any], picture: str = "") -> str:
     """The demo's summary as Markdown, with its seeds and spread, and its findings in words."""
+    from noisesam.methods import names
+
     summary: pd.DataFrame = tables["summary"]
     rows: list[tuple[str, ...]] = []
-    for row in summary.to_dict("records"):
+    for row in sorted(summary.to_dict("records"), key=lambda row: names().index(row["method"])):
         accuracies = (
             mean_and_sd(row[f"{one}_test_accuracy_mean"], row[f"{one}_test_accuracy_sd"])
             for one in ("oracle", "validation", "last")
@@ -135,6 +151,9 @@ def demo_section(tables: dict[str, Any], picture: str = "") -> str:
         "at last",
         "clean/noisy gradient weight, early",
     )
-    seeds = f"Mean ± standard deviation over {int(summary['seeds'].max())} seeds."
-    sentences = "\n".join(f"- {sentence}" for sentence in tables["findings"])
+    seeds = (
+        f"Mean ± standard deviation over {int(summary['seeds'].max())} seeds. What the runs say, in part "
+        "([all of it](figures/demo.md), [the runs' manifests](figures/demo-manifests.json)):"
+    )
+    sentences = "\n".join(f"- {sentence}" for sentence in tables["findings"] if any(words in sentence for words in HEADLINES))
     return "\n\n".join(part for part in (picture, markdown_table(columns, rows), seeds, sentences) if part)
