@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
@@ -123,10 +123,18 @@ class Batch:
             yield rows, self.take(rows)
 
 
-def check_chunk_size(chunk_size: int | None) -> int | None:
-    """Refuse a chunk size that is not a positive whole number."""
-    if chunk_size is not None and (isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1):
-        raise InputError(f"chunk_size={chunk_size!r}", expected="a positive number of examples, or None for the whole batch")
+ChunkSize = int | Literal["auto"] | None
+"""Examples computed at once: a number, "auto" (by a memory budget), or None for the whole batch."""
+
+
+def check_chunk_size(chunk_size: Any) -> ChunkSize:
+    """Refuse a chunk size that is neither a positive whole number nor "auto" nor None."""
+    if chunk_size is None or chunk_size == "auto":
+        return chunk_size
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
+        raise InputError(
+            f"chunk_size={chunk_size!r}", expected="a positive number of examples, 'auto', or None for the whole batch"
+        )
     return chunk_size
 
 

@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from noisesam.errors import InputError, unknown_name
-from noisesam.gradients.batch import Batch, Inputs, check_chunk_size, devices_of, trainable
+from noisesam.gradients.batch import Batch, ChunkSize, Inputs, check_chunk_size, devices_of, trainable
 from noisesam.gradients.engine.selection import engine_for
 from noisesam.gradients.factors import Dense, Factor, Shared
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
+from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm
 from noisesam.gradients.randomness import RandomState
 
@@ -64,7 +65,8 @@ def decompose(
     rho: float | None = None,
     perturbation: Mapping[str, Tensor] | None = None,
     engine: str = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> GradientDecomposition:
     """Split the gradient of every example into logit scale and Jacobian.
 
@@ -79,7 +81,9 @@ def decompose(
         rho: Radius of the per-example perturbation, in the units of the weights.
         perturbation: eps by parameter name, of the parameters' shapes (one for all examples) or (n, *shape) (one each).
         engine: "auto", "fast" or "reference"; all are exact.
-        chunk_size: Examples per chunk; changes memory and speed, not the result beyond rounding.
+        chunk_size: Examples per chunk, or "auto" for as many as fit into `memory_budget`; changes memory and speed, not the
+            result beyond rounding.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
 
     Returns:
         One row per example; losses in nats.
@@ -108,6 +112,7 @@ def decompose(
         perturbation,
         engine=engine,
         chunk_size=check_chunk_size(chunk_size),
+        memory_budget=check_memory_budget(memory_budget),
     )
 
 
@@ -119,14 +124,15 @@ def decompose_batch(
     perturbation: Mapping[str, Tensor] | None = None,
     *,
     engine: str = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> GradientDecomposition:
     """Decompose a checked batch; each parameter may have its own radius."""
     given = None if perturbation is None else _check_perturbation(perturbation, trainable(model), batch.size)
     devices = devices_of(model)
     parts = []
     with torch.enable_grad():
-        for rows, chunk in batch.chunks(chunk_size):
+        for rows, chunk in batch.chunks(chunk_for(model, batch.inputs, chunk_size, memory_budget)):
             chosen = engine_for(model, chunk.inputs, engine)
             state = RandomState.capture(devices)
             perturbs = radii is not None or given is not None
@@ -173,7 +179,8 @@ def per_example_gradients(
     targets: Tensor,
     *,
     loss: str | PerExampleLoss = "cross_entropy",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> dict[str, Tensor]:
     """Return the gradient of every example's loss, materialised: row i is J_i(w)^T r_i(w) (no mean is taken).
 
@@ -184,7 +191,9 @@ def per_example_gradients(
         inputs: (n, ...), or a tuple or dict of such tensors.
         targets: (n,) labels, or what the loss takes.
         loss: A name or a callable (logits, targets) -> losses (n,).
-        chunk_size: Examples computed at once.
+        chunk_size: Examples per chunk, or "auto" for as many as fit into `memory_budget`; changes memory and speed, not the
+            result beyond rounding.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
 
     Returns:
         (n, *shape) by parameter name; parameters that play no part are absent.
@@ -202,7 +211,9 @@ def per_example_gradients(
     batch = Batch.of(inputs, targets)
     found: dict[str, list[Tensor]] = {}
     with torch.enable_grad():
-        for _, chunk in batch.chunks(check_chunk_size(chunk_size)):
+        for _, chunk in batch.chunks(
+            chunk_for(model, batch.inputs, check_chunk_size(chunk_size), check_memory_budget(memory_budget))
+        ):
             point = engine_for(model, chunk.inputs, "reference").at(chunk.inputs)
             gradient = point.per_example_gradient(resolved.residual(point.logits, chunk.targets))
             for name, factor in gradient.factors.items():

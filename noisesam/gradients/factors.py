@@ -25,35 +25,65 @@ class Factor(ABC):
         """Return all G_i as one tensor (n, *shape)."""
 
     @abstractmethod
+    def bytes_kept(self) -> int:
+        """Return the memory of what is kept."""
+
+    @abstractmethod
     def scaled(self, scale: Float[Tensor, " n"]) -> Factor:
         """Return c_i G_i."""
 
 
 class Dense(Factor):
-    """Materialised per-example tensors (n, *shape)."""
+    """Materialised per-example tensors (n, *shape), with a scale that is multiplied in where they are used."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+    def __init__(self, tensor: Tensor, scale: Float[Tensor, " n"] | None = None) -> None:
+        self._tensor = tensor
+        self._scale = scale
 
     def squared_norm(self) -> Float[Tensor, " n"]:
         """Return the sum of squares of every row."""
-        return torch.linalg.vector_norm(accurate(self.tensor).flatten(1), dim=1).square()
+        rows = accurate(self._tensor).reshape(self._tensor.shape[0], -1)  # a scalar parameter has no further axis
+        squares = torch.linalg.vector_norm(rows, dim=1).square()
+        return squares if self._scale is None else squares * self._scale.square()
 
     def dense(self) -> Tensor:
-        """Return the tensor itself."""
-        return self.tensor
+        """Return the tensors, scaled."""
+        return self._tensor if self._scale is None else self._tensor * self._aligned_scale()
+
+    def bytes_kept(self) -> int:
+        """Return the memory of the tensors."""
+        return self._tensor.numel() * self._tensor.element_size()
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """Return weight + c_i G_i, (n, *shape), in one pass over the memory."""
+        tensor = self._tensor.to(weight.dtype)
+        return weight + tensor if self._scale is None else torch.addcmul(weight, tensor, self._aligned_scale().to(weight.dtype))
+
+    def one_added_to(self, weight: Tensor, example: int, out: Tensor) -> Tensor:
+        """Write weight + c_i G_i of one example into `out`."""
+        tensor = self._tensor[example].to(weight.dtype)
+        if self._scale is None:
+            return torch.add(weight, tensor, out=out)
+        return torch.addcmul(weight, tensor, self._scale[example].to(weight.dtype), out=out)
 
     def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
         """Return the rows times their scale."""
-        return Dense(self.tensor * scale.to(self.tensor.dtype).view(-1, *[1] * (self.tensor.dim() - 1)))
+        return Dense(self._tensor, scale if self._scale is None else self._scale * scale)
+
+    def _aligned_scale(self) -> Tensor:
+        assert self._scale is not None
+        return self._scale.to(self._tensor.dtype).view(-1, *[1] * (self._tensor.dim() - 1))
 
 
 class OuterProducts(Factor):
     """G_i = sum_t left_it right_it^T over T positions: the gradient of a linear map (left: outputs, right: inputs)."""
 
-    def __init__(self, left: Float[Tensor, "n positions p"], right: Float[Tensor, "n positions d"]) -> None:
+    def __init__(
+        self, left: Float[Tensor, "n positions p"], right: Float[Tensor, "n positions d"], shape: tuple[int, ...] | None = None
+    ) -> None:
         self.left = left
         self.right = right
+        self.shape = shape or (left.shape[2], right.shape[2])
 
     def squared_norm(self) -> Float[Tensor, " n"]:
         """Return <left left^T, right right^T>, for one position the product of the squared norms."""
@@ -65,12 +95,16 @@ class OuterProducts(Factor):
         return grams.sum((1, 2)).clamp_min(0)
 
     def dense(self) -> Tensor:
-        """Return the sum of the outer products, (n, p, d)."""
-        return torch.bmm(self.left.transpose(1, 2), self.right)
+        """Return the sum of the outer products, (n, *shape)."""
+        return torch.bmm(self.left.transpose(1, 2), self.right).view(-1, *self.shape)
+
+    def bytes_kept(self) -> int:
+        """Return the memory of both factors."""
+        return sum(part.numel() * part.element_size() for part in (self.left, self.right))
 
     def scaled(self, scale: Float[Tensor, " n"]) -> OuterProducts:
         """Return the factors with the scale in the left one."""
-        return OuterProducts(self.left * scale.to(self.left.dtype).view(-1, 1, 1), self.right)
+        return OuterProducts(self.left * scale.to(self.left.dtype).view(-1, 1, 1), self.right, self.shape)
 
 
 class Shared(Factor):
@@ -88,6 +122,10 @@ class Shared(Factor):
         """Return a view (n, *shape) of the one tensor."""
         return self.tensor.expand(self.examples, *self.tensor.shape)
 
+    def bytes_kept(self) -> int:
+        """Return the memory of the one tensor."""
+        return self.tensor.numel() * self.tensor.element_size()
+
     def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
         """Return the tensor times each example's scale."""
         return Dense(self.dense()).scaled(scale)
@@ -102,7 +140,7 @@ def combine(factors: list[Factor]) -> Factor:
         left = torch.cat([factor.left for factor in outer], 1)
         right = torch.cat([factor.right for factor in outer], 1)
         if left.shape[1] * (left.shape[2] + right.shape[2]) <= left.shape[2] * right.shape[2]:
-            return OuterProducts(left, right)
+            return OuterProducts(left, right, outer[0].shape)
     total = factors[0].dense().clone()
     for factor in factors[1:]:
         total += factor.dense()

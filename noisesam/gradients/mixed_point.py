@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Batch, Inputs, check_chunk_size, devices_of, trainable
+from noisesam.gradients.batch import Batch, ChunkSize, Inputs, check_chunk_size, devices_of, trainable
 from noisesam.gradients.engine.selection import engine_for
 from noisesam.gradients.factors import PerExampleGradient
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
+from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
 
@@ -43,7 +44,8 @@ def mixed_point_gradient(
     residual_at: str,
     loss: str | PerExampleLoss = "cross_entropy",
     engine: str = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
+    memory_budget: int = MEMORY_BUDGET,
 ) -> dict[str, Tensor]:
     """Return the mean over the batch of J_i(theta_J)^T r_i(theta_L).
 
@@ -59,7 +61,9 @@ def mixed_point_gradient(
         residual_at: "w" or "perturbed": where the residual is taken.
         loss: A name or a callable (logits, targets) -> losses (n,).
         engine: "auto", "fast" or "reference"; all are exact.
-        chunk_size: Examples per chunk; changes memory and speed, not the result beyond rounding.
+        chunk_size: Examples per chunk, or "auto" for as many as fit into `memory_budget`; changes memory and speed, not the
+            result beyond rounding.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
 
     Returns:
         The gradient by parameter name, of the parameters' shapes; parameters that play no part are absent.
@@ -92,6 +96,7 @@ def mixed_point_gradient(
         residual_perturbed=residual_at == "perturbed",
         engine=engine,
         chunk_size=check_chunk_size(chunk_size),
+        memory_budget=check_memory_budget(memory_budget),
     )
     return result.gradient
 
@@ -112,7 +117,8 @@ def mixed_point_step(
     jacobian_perturbed: bool,
     residual_perturbed: bool,
     engine: str = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = None,
+    memory_budget: int = MEMORY_BUDGET,
     scale: float = 1.0,
 ) -> MixedPointResult:
     """Compute the equation chunk by chunk; `scale` multiplies the gradient (loss scaling), never eps."""
@@ -120,15 +126,17 @@ def mixed_point_step(
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     perturbs = jacobian_perturbed or residual_perturbed
     devices = devices_of(model)
-    for _, chunk in batch.chunks(chunk_size):
+    for _, chunk in batch.chunks(chunk_for(model, batch.inputs, chunk_size, memory_budget)):
         chosen = engine_for(model, chunk.inputs, engine)
         state = RandomState.capture(devices)
         point = chosen.at(chunk.inputs)
         residual = loss.residual(point.logits, chunk.targets)
         losses = loss(point.logits, chunk.targets)
         if not perturbs:
-            summed = point.sum_gradient(residual * (scale / batch.size))
-            rows.append((point.logits, losses, torch.full_like(losses, torch.nan), losses))
+            share = scale / batch.size
+            summed, each = point.both_gradients(residual * share)
+            norms = each.norm() / abs(share) if each.factors and share else torch.zeros_like(losses)
+            rows.append((point.logits, losses, norms, losses))
         else:
             # L-SAM pulls the perturbed residual back through the graph at w, so that graph is kept.
             direction, norms = gradient_and_norm(point, residual, keep=not jacobian_perturbed)

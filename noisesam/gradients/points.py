@@ -32,6 +32,11 @@ class Point(ABC):
     def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False) -> PerExampleGradient:
         """Return J_i^T u_i for every example; `keep` leaves the graph for another pull-back."""
 
+    def both_gradients(self, cotangent: Tensor, *, keep: bool = False) -> tuple[dict[str, Tensor], PerExampleGradient]:
+        """Return the summed and the per-example gradients of the same pull-back."""
+        gradient = self.per_example_gradient(cotangent, keep=keep)
+        return {name: factor.dense().sum(0) for name, factor in gradient.factors.items()}, gradient
+
     @abstractmethod
     def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
         """Return sum_i J_i^T u_i by parameter; parameters that play no part are absent."""

@@ -76,7 +76,10 @@ class ReferenceEngine(Engine):
             one = rebuild(tuple(value.unsqueeze(0) for value in values))
             return call_model(_Functional(self.model, weights), one).squeeze(0)
 
-        return vmap(alone, randomness="different")(stacked, tensors)
+        with warnings.catch_warnings():
+            # vmap runs some operations one example at a time; that this engine is slow is known.
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return vmap(alone, randomness="different")(stacked, tensors)
 
     def _evaluate_in_a_loop(self, stacked: dict[str, Tensor], inputs: Inputs, examples: int) -> Tensor:
         rows = []
@@ -134,5 +137,4 @@ class _StackedPoint(Point):
 
     def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
         """Return the gradients summed over the examples."""
-        factors = self.per_example_gradient(cotangent, keep=keep).factors
-        return {name: factor.dense().sum(0) for name, factor in factors.items()}
+        return self.both_gradients(cotangent, keep=keep)[0]

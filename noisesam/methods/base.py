@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError, NoisesamError
-from noisesam.gradients.batch import Batch, Inputs, call_model, check_chunk_size, devices_of, trainable
+from noisesam.gradients.batch import Batch, ChunkSize, Inputs, call_model, check_chunk_size, devices_of, trainable
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.losses import PerExampleLoss, resolve
+from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
 from noisesam.gradients.mixed_point import check_rho
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.result import Outcome, Scales, StepResult, StepTerms
@@ -49,14 +50,16 @@ class Method(ABC):
         model: nn.Module,
         *,
         loss: str | PerExampleLoss = "cross_entropy",
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = None,
+        memory_budget: int = MEMORY_BUDGET,
         parameter_groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"A model of type {type(model).__name__}", expected="a torch.nn.Module")
         self.model = model
         self.loss = resolve(loss)
-        self.chunk_size = check_chunk_size(chunk_size)
+        self.chunk_size: ChunkSize = check_chunk_size(chunk_size)
+        self.memory_budget = check_memory_budget(memory_budget)
         self.parameter_groups = list(parameter_groups or [])
         self.steps = 0
         self._radii_by_id = self._group_radii()
@@ -142,7 +145,7 @@ class Method(ABC):
         """Return the norms of the method's own J_i(theta_J)^T r_i(theta_L), one row per example; nothing is changed."""
         eps = self.perturbation(inputs, targets, index)
         batch = Batch.of(inputs, targets, index)
-        parts = decompose_batch(self.model, batch, self.loss, perturbation=eps, chunk_size=self.chunk_size)
+        parts = decompose_batch(self.model, batch, self.loss, perturbation=eps, chunk_size=self._chunk(batch))
         if parts.perturbed_residual_norm is None or parts.perturbed_gradient_norm is None:
             return StepTerms(parts.residual_norm, parts.gradient_norm)
         return StepTerms(parts.perturbed_residual_norm, parts.perturbed_gradient_norm)
@@ -199,11 +202,12 @@ class Method(ABC):
         self, batch: Batch, parameters: dict[str, nn.Parameter], scale: float
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return scale times the gradient of the mean loss at the present weights, with logits and losses."""
-        if self.chunk_size is not None and self.chunk_size < batch.size:
+        chunk_size = self._chunk(batch)
+        if chunk_size is not None and chunk_size < batch.size:
             self._refuse_chunked_batch_normalisation()
         gradient: dict[str, Tensor] = {}
         rows: list[tuple[Tensor, Tensor]] = []
-        for _, chunk in batch.chunks(self.chunk_size):
+        for _, chunk in batch.chunks(chunk_size):
             output = call_model(self.model, chunk.inputs)
             residual = self.loss.residual(output, chunk.targets) * (scale / batch.size)
             rows.append((output.detach(), self.loss(output.detach(), chunk.targets)))
@@ -211,6 +215,10 @@ class Method(ABC):
                 gradient[name] = gradient[name] + value if name in gradient else value
         logits, losses = (torch.cat(column) for column in zip(*rows, strict=True))
         return gradient, logits, losses
+
+    def _chunk(self, batch: Batch) -> int | None:
+        """Return how many examples of this batch are computed at once, None for all."""
+        return chunk_for(self.model, batch.inputs, self.chunk_size, self.memory_budget)
 
     def _refuse_chunked_batch_normalisation(self) -> None:
         for name, module in self.model.named_modules():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisesam.gradients.batch import Batch, Inputs, trainable
+from noisesam.gradients.batch import Batch, ChunkSize, Inputs, trainable
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.engine.selection import check_engine, engine_for
 from noisesam.gradients.losses import Loss
@@ -26,7 +26,8 @@ class PerExampleMethod(Method):
             without normalisation at chance.
         engine: "auto", "fast" or "reference"; all are exact.
         loss: A name or a callable (logits, targets) -> losses (n,).
-        chunk_size: Examples per chunk; changes memory, not the result beyond rounding.
+        chunk_size: Examples per chunk; "auto" takes as many as fit into `memory_budget`.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
         parameter_groups: [{"params": ..., "rho": ...}]: eps_g = rho_g g_g/||g|| with one global norm.
     """
 
@@ -41,28 +42,32 @@ class PerExampleMethod(Method):
     }
     limits = ("examples must not mix: no BatchNorm in training mode",)
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.01, engine: str = "auto", **options: Any) -> None:
-        super().__init__(model, **options)
+    def __init__(
+        self, model: nn.Module, *, rho: float = 0.01, engine: str = "auto", chunk_size: ChunkSize = "auto", **options: Any
+    ) -> None:
+        super().__init__(model, chunk_size=chunk_size, **options)
         self.rho = check_rho(rho)
         self.engine = check_engine(engine)
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
         return per_example_outcome(
             self.model, batch, self.loss, self.radii(parameters), scales.total,
-            jacobian=self.jacobian_perturbed, residual=self.residual_perturbed, engine=self.engine, chunk_size=self.chunk_size,
+            jacobian=self.jacobian_perturbed, residual=self.residual_perturbed,
+            engine=self.engine, chunk_size=self._chunk(batch),
         )  # fmt: skip
 
     def perturbation(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor] | None:
         """Return eps_i of every example by parameter name, (b, *shape)."""
         batch = Batch.of(inputs, targets, index)
         radii = self.radii(trainable(self.model))
-        return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self.chunk_size)
+        return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self._chunk(batch))
 
     def step_terms(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> StepTerms:
         """Return the norms of J_i(theta_J)^T r_i(theta_L) without materialising eps_i."""
+        batch = Batch.of(inputs, targets, index)
         parts = decompose_batch(
-            self.model, Batch.of(inputs, targets, index), self.loss, self.radii(trainable(self.model)),
-            engine=self.engine, chunk_size=self.chunk_size,
+            self.model, batch, self.loss, self.radii(trainable(self.model)),
+            engine=self.engine, chunk_size=self._chunk(batch),
         )  # fmt: skip
         residual = parts.perturbed_residual_norm if self.residual_perturbed else parts.residual_norm
         gradient = {

@@ -98,12 +98,13 @@ class RegularizedSGD(Method):
             raise InputError(str(error)) from error
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
-        if self.chunk_size is not None and self.chunk_size < batch.size:
+        chunk_size = self._chunk(batch)
+        if chunk_size is not None and chunk_size < batch.size:
             self._refuse_chunked_batch_normalisation()
         gradient: dict[str, Tensor] = {}
         rows: list[tuple[Tensor, Tensor]] = []
         with self._make_regularizer() as regularizer:
-            for _, chunk in batch.chunks(self.chunk_size):
+            for _, chunk in batch.chunks(chunk_size):
                 output = self._recorded_forward(regularizer, chunk)
                 penalty = regularizer(chunk.targets)
                 share = scales.total * chunk.size / batch.size

@@ -25,7 +25,8 @@ _REGISTRY: dict[str, str] = {
 }
 
 COMMON = {
-    "chunk_size": "examples per chunk, None for the whole batch; changes memory, not the result beyond rounding",
+    "chunk_size": "examples per chunk, auto (by memory_budget) or None for all; changes memory, not the result beyond rounding",
+    "memory_budget": "bytes that chunk_size=auto may use: a stated number, so that bits repeat",
     "parameter_groups": "[{'params': ..., 'rho': ...}]: groups of parameters with their own rho",
 }
 

@@ -89,7 +89,7 @@ class SAM(Method):
         if self._per_example:
             return per_example_outcome(
                 self.model, batch, self.loss, radii, scales.total, jacobian=True, residual=True,
-                engine=self.engine, chunk_size=self.chunk_size,
+                engine=self.engine, chunk_size=self._chunk(batch),
             )  # fmt: skip
         shards = list(batch.chunks(self.examples_per_shard))
         statistics_pass = len(shards) > 1 and self._normalises_over_the_batch()
@@ -130,7 +130,7 @@ class SAM(Method):
         parameters = trainable(self.model)
         radii = self.radii(parameters)
         if self._per_example:
-            return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self.chunk_size)
+            return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self._chunk(batch))
         found = []
         with torch.enable_grad(), kept_buffers(self.model):
             for _, shard in batch.chunks(self.examples_per_shard):

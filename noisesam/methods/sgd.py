@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from noisesam.gradients.batch import Batch
+from noisesam.gradients.engine.selection import check_engine
 from noisesam.methods.base import Method
+from noisesam.methods.per_example import per_example_outcome
 from noisesam.methods.result import Outcome, Scales
 
 
@@ -16,6 +18,9 @@ class SGD(Method):
 
     Args:
         model: Any module.
+        gradient_norms: True to return the gradient norm of every example, at the weights at which it is visited, from the
+            same pass (examples must not mix then).
+        engine: "auto", "fast" or "reference", for the gradient norms.
         loss: A name or a callable (logits, targets) -> losses (n,).
         chunk_size: Examples per chunk; changes memory, not the result beyond rounding.
 
@@ -34,9 +39,21 @@ class SGD(Method):
     passes = ("1", "1")
     reference = "Robbins, Monro 1951, A Stochastic Approximation Method"
 
-    def __init__(self, model: nn.Module, **options: Any) -> None:
+    hyperparameters = {  # noqa: RUF012
+        "gradient_norms": "True to return every example's gradient norm from the same pass",
+        "engine": "auto, fast or reference, for the gradient norms",
+    }
+
+    def __init__(self, model: nn.Module, *, gradient_norms: bool = False, engine: str = "auto", **options: Any) -> None:
         super().__init__(model, **options)
+        self.gradient_norms = gradient_norms
+        self.engine = check_engine(engine)
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
+        if self.gradient_norms:
+            return per_example_outcome(
+                self.model, batch, self.loss, self.radii(parameters), scales.total, jacobian=False, residual=False,
+                engine=self.engine, chunk_size=self._chunk(batch),
+            )  # fmt: skip
         gradient, logits, losses = self._mean_gradient(batch, parameters, scales.total)
         return Outcome(gradient, logits, losses, batch.size, batch.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -131,8 +132,6 @@ def test_the_fast_engine_equals_the_reference_for_any_shape_batch_and_chunk(
 
 @pytest.mark.parametrize("name", ["mlp", "small-cnn"])
 def test_per_example_gradients_equal_opacus(name):
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # opacus warns about its own imports
         from opacus import GradSampleModule
@@ -360,10 +359,20 @@ def test_batch_normalisation_in_training_mode_is_refused_with_the_remedy_and_all
 
 
 def test_a_model_without_a_rule_falls_back_and_forcing_the_fast_engine_says_why():
-    model = nn.Sequential(nn.Linear(6, 5), nn.PReLU(), nn.Linear(5, 4)).double()
+    class Scored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.head = nn.Parameter(torch.randn(6, 5)), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.head(torch.einsum("nd,dp->np", x, self.weight))
+
+    model = Scored().double()
     x, _ = batch_for((6,), 5)
-    assert engine_for(model, x).name == "reference"
-    with pytest.raises(InputError, match=r"'prelu' uses the parameter '1.weight'.*engine='auto'"):
+    with pytest.warns(UserWarning, match="Scored runs on the exact reference engine"):
+        assert engine_for(model, x).name == "reference"
+    assert engine_for(model, x).name == "reference"  # said once: a second warning would raise
+    with pytest.raises(InputError, match=r"'einsum' uses the parameter 'weight'.*engine='auto'"):
         engine_for(model, x, "fast")
 
 
@@ -378,10 +387,12 @@ def test_a_model_that_vmap_refuses_runs_in_a_loop_exactly_and_says_so_once():
 
     model = Branches().double()
     x, y = batch_for((6,), 4)
-    with pytest.warns(UserWarning, match="one at a time: exact, but slow"):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="w")
     assert relative_error(found, mean_term(example_terms(model, x, y, 0.2), "j-sam")) <= 1e-12
-    mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="w")  # a second warning would raise
+    assert ["one at a time: exact, but slow" in str(each.message) for each in said] == [False, True]
+    mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="w")  # a third warning would raise
 
 
 # ---------------------------------------------------------------- zero gradients, memory, arguments

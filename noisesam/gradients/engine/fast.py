@@ -22,13 +22,14 @@ class FastEngine(Engine):
 
     name = "fast"
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], *, prefers_second: bool = False) -> None:
         super().__init__(model, parameters)
+        self.prefers_second = prefers_second
 
     def at(self, inputs: Inputs, perturbation: Mapping[str, Factor] | None = None, *, previous: Point | None = None) -> Point:
         """Evaluate the model at w, or at w + eps_i."""
         before = previous.tape if isinstance(previous, _TapedPoint) else None
-        tape = Tape(self.parameters, batch_size(inputs), perturbation, before)
+        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second)
         with Interception(tape):
             output = call_model(self.model, inputs)
         return _TapedPoint(tape, output, self.parameters)
@@ -45,12 +46,15 @@ class _TapedPoint(Point):
 
     def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False) -> PerExampleGradient:
         """Pull back without forming any shared weight gradient."""
-        self.tape.recording = True
-        try:
+        with self.tape.mode(recording=True, sharing=False):
             self._pull_back(cotangent, keep)
             return self.tape.take_gradient()
-        finally:
-            self.tape.recording = False
+
+    def both_gradients(self, cotangent: Tensor, *, keep: bool = False) -> tuple[dict[str, Tensor], PerExampleGradient]:
+        """Return the summed and the per-example gradients from one reverse pass."""
+        with self.tape.mode(recording=True, sharing=True):
+            summed = self.sum_gradient(cotangent, keep=keep)
+            return summed, self.tape.take_gradient()
 
     def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
         """Pull back to the shared weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Hashable
 
@@ -24,6 +25,7 @@ class _Known:
     def __init__(self) -> None:
         self.verdicts: dict[Hashable, Verdict] = {}
         self.vectorisation = Vectorisation()
+        self.said: set[str] = set()
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -49,6 +51,7 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     """
     check_engine(engine)
     parameters = trainable(model)
+    _refuse_compiled(model)
     refuse_batch_normalisation(model)
     known = _KNOWN.setdefault(model, _Known())
     signature = _signature(model, parameters, inputs)
@@ -65,9 +68,28 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
             expected="a rule for every use of a trainable parameter",
             remedy="Use engine='auto', which falls back on the exact reference engine.",
         )
+    if engine == "auto" and not verdict.fast and verdict.reason not in known.said:
+        known.said.add(verdict.reason)
+        warnings.warn(
+            f"{type(model).__name__} runs on the exact reference engine, which is slower: {verdict.reason}. "
+            "engine='reference' says so without this warning.",
+            stacklevel=2,
+        )
     if verdict.fast and engine != "reference":
+        fast.prefers_second = verdict.prefers_second
         return fast
     return ReferenceEngine(model, parameters, known.vectorisation)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Refuse compiled modules: their graphs hide the functions that receive a parameter."""
+    for module in model.modules():
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise InputError(
+                f"A module compiled by torch.compile ({type(getattr(module, '_orig_mod', module)).__name__})",
+                expected="the module itself: per-example passes look at its layers",
+                remedy="Pass the original module to the method; compiled and original share their weights.",
+            )
 
 
 def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> Hashable:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -13,8 +14,7 @@ from noisesam.gradients.factors import Factor, PerExampleGradient, combine
 class Tape:
     """The state that the rules of one evaluation share.
 
-    A pull-back either records the per-example gradients (no weight gradient is formed) or forms the shared weight
-    gradients; `recording` says which.
+    A pull-back records the per-example gradients (`recording`), forms the shared weight gradients (`sharing`), or both.
     """
 
     def __init__(
@@ -23,14 +23,28 @@ class Tape:
         examples: int,
         perturbation: Mapping[str, Factor] | None = None,
         previous: Tape | None = None,
+        prefers_second: bool = False,
     ) -> None:
         self.examples = examples
+        self.prefers_second = prefers_second
         self.recording = False
+        self.sharing = True
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._perturbation = perturbation or {}
         self._factors: dict[str, list[Factor]] = defaultdict(list)
         self._first_outputs: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._previous = previous
+
+    @contextmanager
+    def mode(self, *, recording: bool, sharing: bool) -> Iterator[None]:
+        """Say for the length of a block what a pull-back forms; an exception leaves no half of a record behind."""
+        before = self.recording, self.sharing
+        self.recording, self.sharing = recording, sharing
+        try:
+            yield
+        finally:
+            self.recording, self.sharing = before
+            self._factors.clear()
 
     def tracks(self, value: object) -> bool:
         """Whether this object is a trainable parameter of the model."""

@@ -1,5 +1,5 @@
 """One file per layer kind; importing this package registers them all."""
 
-from noisesam.gradients.engine.rules import linear
+from noisesam.gradients.engine.rules import attention, convolution, elementwise, embedding, linear, matmul, normalisation
 
-__all__ = ["linear"]
+__all__ = ["attention", "convolution", "elementwise", "embedding", "linear", "matmul", "normalisation"]

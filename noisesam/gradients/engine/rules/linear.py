@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.interception import register_rule
+from noisesam.gradients.engine.layout import examples_first
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared
 
@@ -22,101 +23,152 @@ from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared
 @register_rule(torch.nn.functional.linear)
 def linear_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Evaluate a linear map at w or w + eps_i, recording or sharing its gradients on the way back."""
-    if input.shape[0] != tape.examples or input.dim() < 2:
-        raise UnsupportedParameterUse(f"'linear' sees an input of shape {tuple(input.shape)} for {tape.examples} examples")
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input = input.to(dtype)
-    perturbation = tape.perturbation(weight)
-    bias_perturbation = tape.perturbation(bias)
-    return _Linear.apply(input, weight, bias, tape, perturbation, bias_perturbation)  # pyright: ignore[reportReturnType]
+    input = autocast_input(input)
+    positions, back = examples_first(tape, input, 1, "'linear'")
+    if input.dim() == 2 and input.shape[0] == tape.examples:
+        return apply_linear(tape, input, weight, bias)
+    return back(apply_linear(tape, positions, weight, bias))
 
 
-def _positions(values: Tensor) -> Tensor:
-    """Return (n, T, features), the axes between the first and the last merged."""
-    if values.dim() == 2:
-        return values.unsqueeze(1)
-    return values if values.dim() == 3 else values.flatten(1, -2)
+def apply_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> Tensor:
+    """Apply the map to (n, d) or (n, T, d); a transposed weight is stored (d, p)."""
+    eps, bias_eps = tape.perturbation(weight), tape.perturbation(bias)
+    return _Linear.apply(x, weight, bias, tape, eps, bias_eps, transposed)  # pyright: ignore[reportReturnType]
 
 
-def _factors(left: Tensor, right: Tensor) -> Factor:
-    """Keep sum_t left_t right_t^T as factors while that is smaller than the product."""
+def autocast_input(values: Tensor) -> Tensor:
+    """Cast a layer's input as autocast would, by an operation that autograd sees."""
+    kind = values.device.type
+    if torch.is_autocast_enabled(kind) and values.is_floating_point() and values.dtype != torch.float64:
+        return values.to(torch.get_autocast_dtype(kind))
+    return values
+
+
+def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None = None) -> Factor:
+    """Keep sum_t left_t right_t^T as factors while that is cheaper than the product, which is a fixed rule of the shapes."""
     positions, outputs, inputs = left.shape[1], left.shape[2], right.shape[2]
     if positions == 1 or 3 * positions * (inputs + outputs) < inputs * outputs:
-        return OuterProducts(left, right)
-    return Dense(torch.bmm(left.transpose(1, 2), right))
+        return OuterProducts(left, right, shape)
+    return Dense(torch.bmm(left.transpose(1, 2), right).view(-1, *(shape or (outputs, inputs))))
 
 
 class _Linear(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, tape: Tape, eps: Factor | None, bias_eps: Factor | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tape: Tape,
+        eps: Factor | None,
+        bias_eps: Factor | None,
+        transposed: bool,
     ) -> Tensor:
-        ctx.weight, ctx.bias, ctx.tape, ctx.eps = weight, bias, tape, eps
-        ctx.save_for_backward(x, weight)
-        reused = tape.recall_first(weight, x)
+        ctx.weight, ctx.bias, ctx.tape, ctx.transposed = weight, bias, tape, transposed
         plain_weight, plain_bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        if transposed:
+            plain_weight = plain_weight.t()
+        outputs = plain_weight.shape[0]
+        moved = None
         if isinstance(eps, Dense):
-            output = _per_example_weights(x, plain_weight, eps)
-            if plain_bias is not None:
-                output = output + plain_bias
+            moved = eps.added_to(weight.to(x.dtype))
+            moved = moved.transpose(1, 2) if transposed else moved
+            shift = _per_example_bias(plain_bias, bias_eps)
+            bias_eps = None
+            product = _affine_each(_positions(x), moved, shift)
+            output = product.view(*x.shape[:-1], outputs)
         elif isinstance(eps, Shared):
-            output = torch.nn.functional.linear(x, plain_weight + eps.tensor.to(x.dtype), plain_bias)
+            moved = plain_weight + (eps.tensor.t() if transposed else eps.tensor).to(x.dtype)
+            output = torch.nn.functional.linear(x, moved, plain_bias)
         else:
-            output = _not_a_view(torch.nn.functional.linear(x, plain_weight, plain_bias)) if reused is None else reused
+            reused = tape.recall_first(weight, x)
+            output = not_a_view(torch.nn.functional.linear(x, plain_weight, plain_bias)) if reused is None else reused
             if reused is None and eps is None:
                 tape.remember_first(weight, x, output)
             if isinstance(eps, OuterProducts):
-                output = _add_low_rank(output, x, eps.right.to(x.dtype), eps.left.to(x.dtype))
+                seen, written = _seen_and_written(eps, x.dtype, transposed)
+                output = _add_low_rank(output, x, seen, written, fresh=reused is None)
             elif reused is not None:
                 output = output.clone()
         if bias_eps is not None:
             shift = bias_eps.dense().to(x.dtype)
-            output = output + shift.view(shift.shape[0], *[1] * (output.dim() - 2), shift.shape[1])
-        return output
+            output.add_(shift.view(shift.shape[0], *[1] * (output.dim() - 2), shift.shape[1]))
+        ctx.low_rank = eps if isinstance(eps, OuterProducts) else None
+        ctx.save_for_backward(x, weight, moved)
+        return not_a_view(output)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:
         (dy,) = output_gradients
-        x, weight = ctx.saved_tensors
-        tape, eps = ctx.tape, ctx.eps
+        x, weight, moved = ctx.saved_tensors
+        tape, eps = ctx.tape, ctx.low_rank
         weight_gradient = bias_gradient = input_gradient = None
         if tape.recording:
             if ctx.bias is not None and tape.tracks(ctx.bias):
-                tape.record(ctx.bias, Dense(_positions(dy).sum(1)))
+                tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
             if tape.tracks(ctx.weight):
-                tape.record(ctx.weight, _factors(_positions(dy), _positions(x.detach())))
-        else:
+                pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
+                tape.record(ctx.weight, product_factors(*pair))
+        if tape.sharing:
             if ctx.needs_input_grad[1]:
-                weight_gradient = dy.flatten(0, -2).t() @ x.flatten(0, -2)
+                pair = (x, dy) if ctx.transposed else (dy, x)
+                weight_gradient = pair[0].flatten(0, -2).t() @ pair[1].flatten(0, -2)
             if ctx.bias is not None and ctx.needs_input_grad[2]:
                 bias_gradient = dy.flatten(0, -2).sum(0)
         if ctx.needs_input_grad[0]:
-            if isinstance(eps, Dense):
-                input_gradient = torch.bmm(_positions(dy), weight.to(dy.dtype) + eps.tensor.to(dy.dtype)).view(x.shape)
-            elif isinstance(eps, Shared):
-                input_gradient = dy @ (weight + eps.tensor).to(dy.dtype)
+            if moved is not None and moved.dim() == 3:
+                input_gradient = torch.bmm(_positions(dy), moved).view(x.shape)
+            elif moved is not None:
+                input_gradient = dy @ moved
             else:
-                input_gradient = dy @ weight.to(dy.dtype)
-                if isinstance(eps, OuterProducts):
-                    input_gradient = _add_low_rank(input_gradient, dy, eps.left.to(dy.dtype), eps.right.to(dy.dtype))
-        return input_gradient, weight_gradient, bias_gradient, None, None, None
+                plain = weight.to(dy.dtype)
+                input_gradient = dy @ (plain.t() if ctx.transposed else plain)
+                if eps is not None:
+                    written, seen = _seen_and_written(eps, dy.dtype, ctx.transposed)
+                    input_gradient = _add_low_rank(input_gradient, dy, seen, written, fresh=True)
+        return input_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
-def _per_example_weights(x: Tensor, weight: Tensor, eps: Dense) -> Tensor:
-    product = torch.bmm(_positions(x), (weight + eps.tensor.to(x.dtype)).transpose(1, 2))
-    return _not_a_view(product.view(*x.shape[:-1], weight.shape[0]))
+def _seen_and_written(eps: OuterProducts, dtype: torch.dtype, transposed: bool) -> tuple[Tensor, Tensor]:
+    """Return the factors that meet the input and that write the output."""
+    seen, written = (eps.left, eps.right) if transposed else (eps.right, eps.left)
+    return seen.to(dtype), written.to(dtype)
 
 
-def _not_a_view(output: Tensor) -> Tensor:
+def _per_example_bias(bias: Tensor | None, eps: Factor | None) -> Tensor | None:
+    """Return the bias of every example, (n or 1, p), None where the map has none."""
+    if bias is None:
+        return None
+    return bias[None] if eps is None else bias + eps.dense().to(bias.dtype)
+
+
+def _affine_each(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x_i W_i^T + b_i in one product."""
+    if bias is None:
+        return torch.bmm(x, weights.transpose(1, 2))
+    return torch.baddbmm(bias.unsqueeze(1), x, weights.transpose(1, 2))
+
+
+def _positions(values: Tensor) -> Tensor:
+    """Return (n, T, features)."""
+    return values.unsqueeze(1) if values.dim() == 2 else values
+
+
+def not_a_view(output: Tensor) -> Tensor:
     """Return the tensor without its record of being a view: the in-place activation that may follow refuses views."""
     return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
 
-def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor) -> Tensor:
-    """Return output + (x seen^T) written, per example; `seen` and `written` hold the factors by position."""
+def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor, *, fresh: bool) -> Tensor:
+    """Return output + (x seen^T) written, per example; `seen` and `written` hold the factors by position.
+
+    `fresh` says that the output belongs to the caller alone and may be added to in place.
+    """
     if x.dim() == 2 and seen.shape[1] == 1:
         products = torch.linalg.vecdot(x, seen[:, 0]).unsqueeze(1)
-        return torch.addcmul(output, products, written[:, 0])
+        return output.addcmul_(products, written[:, 0]) if fresh else torch.addcmul(output, products, written[:, 0])
+    if fresh and output.is_contiguous():
+        _positions(output).baddbmm_(torch.bmm(_positions(x), seen.transpose(1, 2)), written)
+        return output
     added = torch.baddbmm(_positions(output), torch.bmm(_positions(x), seen.transpose(1, 2)), written)
-    return _not_a_view(added.view(output.shape))
+    return added.view(output.shape)

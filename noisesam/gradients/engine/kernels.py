@@ -1,0 +1,202 @@
+"""Convolutions in which every example has a kernel of its own, three ways, and the fixed choice between them.
+
+grouped   one convolution with n times the groups: right for small kernels over many positions
+loop      one convolution per example: right for large kernels on a CPU, keeps channels-last images as they are
+unfolded  patches written out and one batched product: right on a GPU, where both others are slow
+
+The choice depends on shapes and device alone, never on a clock, so that two runs compute the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import fold, unfold
+
+from noisesam.gradients.engine.patches import Geometry
+from noisesam.gradients.factors import Dense
+
+# Nanoseconds on one core, measured on convolutions from 16 to 512 channels and 4 to 32 pixels a side; only ratios matter.
+PER_PRODUCT = 0.008
+CALL = 70_000.0
+LOOP_PER_WEIGHT = 0.4
+# Kernels up to this size cost nothing extra in a grouped convolution.
+SMALL_KERNEL = 18_000
+GROUPED_PER_WEIGHT = 1.0
+GROUPED_GRADIENT_PER_WEIGHT = 5.0
+SHIFT_PER_ENTRY = 3.5
+STRIDED_GROUPED_INPUT_GRADIENT = 10.0
+REORDERING = 2.0
+# On a GPU a Gram matrix is cheap up to this many positions; above it patches are written out.
+GPU_GRAM_POSITIONS = 256
+# Patches written out at once, in numbers.
+UNFOLDED_AT_ONCE = 2**27
+
+
+@dataclass(frozen=True)
+class OwnKernels:
+    """The kernel weight + eps_i of every example, formed when and as far as it is needed."""
+
+    weight: Tensor
+    eps: Dense
+
+    def all(self) -> Tensor:
+        """Return all kernels, (n, *shape)."""
+        return self.eps.added_to(self.weight)
+
+    def each(self, examples: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield one kernel after the other, in one buffer that stays in the cache."""
+        buffer = torch.empty_like(self.weight)
+        for i in range(examples):
+            yield i, self.eps.one_added_to(self.weight, i, buffer)
+
+
+def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether the kernel's gradient is better left as products of patches than multiplied out."""
+    if geometry.groups != 1 or dy.dim() != 4:
+        return False
+    positions, outputs, inputs = dy[0, 0].numel(), weight.shape[0], weight.shape[1]
+    if dy.device.type != "cpu":
+        return positions <= GPU_GRAM_POSITIONS
+    products = positions * weight.numel() * PER_PRODUCT
+    phases = 1
+    for step, size in zip(geometry.stride, geometry.kernel, strict=True):
+        phases *= min(step, size)
+    channels = weight[0].numel() if geometry.dilated else inputs * phases
+    gram = 3 * positions**2 * ((channels + outputs) * PER_PRODUCT + SHIFT_PER_ENTRY * phases)
+    grouped = products + max(0, weight.numel() - SMALL_KERNEL) * (GROUPED_GRADIENT_PER_WEIGHT + 2 * GROUPED_PER_WEIGHT)
+    if geometry.strided:
+        grouped += STRIDED_GROUPED_INPUT_GRADIENT * products
+    loop = products + 3 * (CALL + weight.numel() * LOOP_PER_WEIGHT)
+    return gram < min(grouped, loop)
+
+
+def _way(like: Tensor, weight_size: int, per_weight: float, extra: float = 0.0) -> str:
+    if like.device.type != "cpu":
+        return "unfolded" if like.dim() == 4 else "grouped"
+    grouped = max(0, weight_size - SMALL_KERNEL) * per_weight + extra
+    loop = CALL + weight_size * LOOP_PER_WEIGHT
+    if like.dim() == 4 and _channels_last(like):
+        grouped += (
+            2 * like[0].numel() * REORDERING
+        )  # the grouped form needs the images, and leaves its results, in another order
+    return "loop" if loop < grouped else "grouped"
+
+
+def _channels_last(images: Tensor) -> bool:
+    return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def kernel_gradients(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the kernel's gradient of every example, (n, *weight.shape)."""
+    n = x.shape[0]
+    way = _way(x, weight.numel(), GROUPED_GRADIENT_PER_WEIGHT)
+    if way == "unfolded" and geometry.groups == 1:
+        outputs = dy.flatten(2)
+        pieces = [torch.bmm(outputs[rows], columns.transpose(1, 2)) for rows, columns in _columns(x, geometry)]
+        return torch.cat(pieces).view(n, *weight.shape)
+    if way == "loop":
+        pieces = [geometry.pull_back(dy[i : i + 1], x[i : i + 1], weight, (False, True))[1] for i in range(n)]
+        return torch.stack([piece for piece in pieces if piece is not None])
+    kernels = weight.new_empty(1).expand(n * weight.shape[0], *weight.shape[1:])
+    merged = geometry.pull_back(_merged(dy), _merged(x), kernels, (False, True), n * geometry.groups)[1]
+    assert merged is not None
+    return merged.view(n, *weight.shape)
+
+
+def convolve_each(x: Tensor, own: OwnKernels, geometry: Geometry) -> Tensor:
+    """Convolve every example with its own kernel."""
+    n = x.shape[0]
+    if geometry.pointwise and geometry.groups == 1:
+        seen, kernels = strided_pixels(x, geometry), own.all()
+        return torch.bmm(kernels.flatten(2), seen.flatten(2)).view(n, kernels.shape[1], *seen.shape[2:])
+    way = _way(x, own.weight.numel(), GROUPED_PER_WEIGHT)
+    if way == "loop":
+        return _stacked(x, n, (geometry.convolve(x[i : i + 1], kernel, None) for i, kernel in own.each(n)))
+    kernels = own.all()
+    if way == "unfolded" and geometry.groups == 1:
+        flat = kernels.flatten(2)
+        sides = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(
+                x.shape[2:], geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True
+            )
+        ]
+        pieces = [torch.bmm(flat[rows], columns) for rows, columns in _columns(x, geometry)]
+        return torch.cat(pieces).view(n, kernels.shape[1], *sides)
+    merged = geometry.convolve(_merged(x), kernels.flatten(0, 1), None, n * geometry.groups)
+    return merged.view(n, kernels.shape[1], *merged.shape[2:])
+
+
+def pull_back_each(dy: Tensor, x: Tensor, own: OwnKernels, geometry: Geometry) -> Tensor:
+    """Return the input gradient of every example through its own kernel."""
+    n, size = x.shape[0], own.weight.numel()
+    if geometry.pointwise and geometry.groups == 1:
+        kernels = own.all()
+        found = torch.bmm(kernels.flatten(2).transpose(1, 2), dy.flatten(2)).view(n, x.shape[1], *dy.shape[2:])
+        return add_strided(torch.zeros_like(x), found, geometry) if geometry.strided else found
+    strided = STRIDED_GROUPED_INPUT_GRADIENT * dy[0, 0].numel() * size * PER_PRODUCT if geometry.strided else 0.0
+    way = _way(x, size, GROUPED_PER_WEIGHT, strided)
+    if way == "loop":
+        return _stacked(
+            x, n, (geometry.pull_back(dy[i : i + 1], x[i : i + 1], kernel, (True, False))[0] for i, kernel in own.each(n))
+        )
+    kernels = own.all()
+    if way == "unfolded" and geometry.groups == 1:
+        flat, outputs = kernels.flatten(2), dy.flatten(2)
+        pieces = []
+        for rows in _pieces(n, flat.shape[2] * outputs.shape[2]):
+            columns = torch.bmm(flat[rows].transpose(1, 2), outputs[rows])
+            pieces.append(
+                fold(columns, tuple(x.shape[2:]), geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
+            )
+        return torch.cat(pieces)
+    merged = geometry.pull_back(_merged(dy), _merged(x), kernels.flatten(0, 1), (True, False), n * geometry.groups)[0]
+    assert merged is not None
+    return merged.view(x.shape)
+
+
+def _stacked(like: Tensor, n: int, rows: Iterable[Tensor | None]) -> Tensor:
+    """Stack images computed one after the other, in the memory order of `like`: the next layer expects it."""
+    stacked: Tensor | None = None
+    for i, row in enumerate(rows):
+        assert row is not None
+        if stacked is None:
+            order = torch.channels_last if row.dim() == 4 and _channels_last(like) else torch.contiguous_format
+            stacked = torch.empty((n, *row.shape[1:]), dtype=row.dtype, device=row.device, memory_format=order)
+        stacked[i : i + 1].copy_(row)
+    assert stacked is not None
+    return stacked
+
+
+def strided_pixels(x: Tensor, geometry: Geometry) -> Tensor:
+    """Return the pixels that a pointwise convolution sees."""
+    return x[(slice(None), slice(None), *(slice(None, None, step) for step in geometry.stride))]
+
+
+def add_strided(dx: Tensor, added: Tensor, geometry: Geometry) -> Tensor:
+    """Add to the pixels that a pointwise convolution sees."""
+    view = strided_pixels(dx, geometry)
+    view += added
+    return dx
+
+
+def _merged(images: Tensor) -> Tensor:
+    """Return (1, n * C, ...): the examples as groups of channels."""
+    return images.reshape(1, -1, *images.shape[2:])
+
+
+def _pieces(n: int, numbers: int) -> list[slice]:
+    size = max(1, UNFOLDED_AT_ONCE // max(numbers, 1))
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _columns(x: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the patches written out, a bounded number of examples at a time."""
+    per_example = x[0].numel() * math.prod(geometry.kernel)
+    for rows in _pieces(x.shape[0], per_example):
+        yield rows, unfold(x[rows], geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)

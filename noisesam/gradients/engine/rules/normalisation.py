@@ -1,0 +1,248 @@
+"""LayerNorm, RMSNorm, GroupNorm, InstanceNorm and BatchNorm in evaluation mode: weight, bias, both or none.
+
+The statistics have no parameters. LayerNorm forms sum_t dy_t xhat_t per example; GroupNorm with a weight per example is one
+GroupNorm over a single row of n*C channels in n*G groups, whose native kernel returns the per-example gradients for
+nothing; the others multiply the normalised tensor by lifted parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.layout import examples_first, require_examples_first
+from noisesam.gradients.engine.lifting import aligned, lift
+from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.factors import Dense, Factor
+
+
+@register_rule(torch.nn.functional.layer_norm)
+def layer_norm_rule(
+    tape: Tape,
+    _: Callable[..., Any],
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise over the last axes, then scale and shift per example."""
+    values, back = examples_first(tape, _float32_under_autocast(input), len(normalized_shape), "'layer_norm'")
+    moves = (tape.perturbation(weight), tape.perturbation(bias))
+    return back(_LayerNorm.apply(values, weight, bias, tuple(normalized_shape), eps, tape, *moves))
+
+
+class _LayerNorm(Function):
+    """On (n, T, *normalized_shape)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        shape: tuple[int, ...],
+        epsilon: float,
+        tape: Tape,
+        weight_eps: Factor | None,
+        bias_eps: Factor | None,
+    ) -> Tensor:
+        ctx.shape, ctx.tape, ctx.weight, ctx.bias = shape, tape, weight, bias
+        if weight_eps is None and bias_eps is None:
+            output, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, epsilon)
+            moved = None
+        else:
+            output, mean, rstd = torch.native_layer_norm(x, shape, None, None, epsilon)
+            moved = _per_example(weight, weight_eps, tape.examples)
+            shift = _per_example(bias, bias_eps, tape.examples)
+            # In place: the normalised tensor is this function's own, and a fresh one costs more than the arithmetic.
+            if moved is not None:
+                output.mul_(moved.unsqueeze(1))
+            if shift is not None:
+                output.add_(shift.unsqueeze(1))
+        ctx.save_for_backward(x, mean, rstd, weight, moved)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
+        (dy,) = output_gradients
+        x, mean, rstd, weight, moved = ctx.saved_tensors
+        tape, shape = ctx.tape, ctx.shape
+        dx = dw = db = None
+        if tape.recording:
+            if ctx.weight is not None and tape.tracks(ctx.weight):
+                products = dy * ((x - mean) * rstd)
+                tape.record(ctx.weight, Dense(products[:, 0] if dy.shape[1] == 1 else products.sum(1)))
+            if ctx.bias is not None and tape.tracks(ctx.bias):
+                tape.record(ctx.bias, Dense(dy[:, 0] if dy.shape[1] == 1 else dy.sum(1)))
+        if not tape.sharing:
+            if ctx.needs_input_grad[0]:
+                dx = _layer_norm_input_gradient(dy, x, shape, mean, rstd, weight, moved)
+            return dx, *[None] * 7
+        wants_weight = ctx.weight is not None and ctx.needs_input_grad[1]
+        wants_bias = ctx.bias is not None and ctx.needs_input_grad[2]
+        if moved is None:
+            wanted = [ctx.needs_input_grad[0], wants_weight, wants_bias]
+            dx, dw, db = torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, ctx.bias, wanted)
+        else:
+            if ctx.needs_input_grad[0]:
+                dx = _layer_norm_input_gradient(dy, x, shape, mean, rstd, weight, moved)
+            if wants_weight:
+                # The native kernel reduces dy * xhat without forming it; only dx depends on the per-example weight.
+                wanted = [False, True, wants_bias]
+                _, dw, db = torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, ctx.bias, wanted)
+            elif wants_bias:
+                db = dy.flatten(0, 1).sum(0)
+        return dx, dw, db, *[None] * 5
+
+
+def _layer_norm_input_gradient(
+    dy: Tensor, x: Tensor, shape: tuple[int, ...], mean: Tensor, rstd: Tensor, weight: Tensor | None, moved: Tensor | None
+) -> Tensor:
+    if moved is not None:
+        dy, weight = dy * moved.unsqueeze(1), None
+    return torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, None, [True, False, False])[0]
+
+
+def _per_example(parameter: Tensor | None, eps: Factor | None, examples: int) -> Tensor | None:
+    if parameter is None:
+        return None
+    if eps is None:
+        return parameter.detach().expand(examples, *parameter.shape)
+    return parameter.detach() + eps.dense().to(parameter.dtype)
+
+
+@register_rule(torch.nn.functional.group_norm)
+def group_norm_rule(
+    tape: Tape,
+    _: Callable[..., Any],
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalise groups of channels of (n, C, ...), then scale and shift per example."""
+    require_examples_first(tape, input, "'group_norm'")
+    moves = (tape.perturbation(weight), tape.perturbation(bias))
+    return _GroupNorm.apply(_float32_under_autocast(input), weight, bias, num_groups, eps, tape, *moves)  # pyright: ignore[reportReturnType]
+
+
+class _GroupNorm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        groups: int,
+        epsilon: float,
+        tape: Tape,
+        weight_eps: Factor | None,
+        bias_eps: Factor | None,
+    ) -> Tensor:
+        x = x.contiguous()
+        n, channels = x.shape[:2]
+        size = x[0, 0].numel()
+        scale = _per_example(weight, weight_eps, n)
+        shift = _per_example(bias, bias_eps, n)
+        scale = (x.new_ones(n, channels) if scale is None else scale.to(x.dtype)).reshape(-1)
+        shift = (x.new_zeros(n, channels) if shift is None else shift.to(x.dtype)).reshape(-1)
+        row = x.view(1, n * channels, size)
+        output, mean, rstd = torch.native_group_norm(row, scale, shift, 1, n * channels, size, n * groups, epsilon)
+        ctx.save_for_backward(x, mean, rstd, scale)
+        ctx.groups, ctx.tape, ctx.weight, ctx.bias = groups, tape, weight, bias
+        return torch.ops.aten._unsafe_view(output, x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> Any:
+        (dy,) = output_gradients
+        x, mean, rstd, scale = ctx.saved_tensors
+        tape = ctx.tape
+        n, channels = x.shape[:2]
+        size = x[0, 0].numel()
+        row = (1, n * channels, size)
+        wanted = [ctx.needs_input_grad[0], True, True]
+        dx, dw, db = torch.ops.aten.native_group_norm_backward(
+            dy.contiguous().view(row), x.view(row), mean, rstd, scale, 1, n * channels, size, n * ctx.groups, wanted
+        )
+        dx = None if dx is None else dx.view(x.shape)
+        gradients: list[Tensor | None] = []
+        for parameter, needed, value in ((ctx.weight, ctx.needs_input_grad[1], dw), (ctx.bias, ctx.needs_input_grad[2], db)):
+            value = value.view(n, channels)
+            if tape.recording and parameter is not None and tape.tracks(parameter):
+                tape.record(parameter, Dense(value))
+            gradients.append(value.sum(0) if tape.sharing and parameter is not None and needed else None)
+        return dx, *gradients, *[None] * 5
+
+
+@register_rule(torch.nn.functional.rms_norm)
+def rms_norm_rule(
+    tape: Tape,
+    function: Callable[..., Any],
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Divide by the root mean square of the last axes, then scale per example."""
+    values, back = examples_first(tape, input, len(normalized_shape), "'rms_norm'")
+    normalised = function(values, normalized_shape, None, eps)
+    assert weight is not None
+    return back(normalised * lift(tape, weight).unsqueeze(1).to(normalised.dtype))
+
+
+@register_rule(torch.nn.functional.instance_norm)
+def instance_norm_rule(
+    tape: Tape,
+    function: Callable[..., Any],
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *options: Any,
+    **named: Any,
+) -> Tensor:
+    """Normalise every channel of every example, then scale and shift per example."""
+    require_examples_first(tape, input, "'instance_norm'")
+    return _affine(tape, function(input, running_mean, running_var, None, None, *options, **named), weight, bias)
+
+
+@register_rule(torch.nn.functional.batch_norm)
+def batch_norm_rule(
+    tape: Tape,
+    function: Callable[..., Any],
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    *options: Any,
+    **named: Any,
+) -> Tensor:
+    """Apply the running statistics, which are constants, then scale and shift per example."""
+    if training:
+        raise UnsupportedParameterUse("'batch_norm' in training mode mixes the examples of a batch")
+    require_examples_first(tape, input, "'batch_norm'")
+    return _affine(tape, function(input, running_mean, running_var, None, None, False, *options, **named), weight, bias)
+
+
+def _affine(tape: Tape, normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        normalised = normalised * aligned(lift(tape, weight), 1, normalised.dim()).to(normalised.dtype)
+    if bias is not None:
+        normalised = normalised + aligned(lift(tape, bias), 1, normalised.dim()).to(normalised.dtype)
+    return normalised
+
+
+def _float32_under_autocast(values: Tensor) -> Tensor:
+    """Normalise in float32 under autocast, as torch does."""
+    low = values.dtype in (torch.float16, torch.bfloat16)
+    return values.float() if low and torch.is_autocast_enabled(values.device.type) else values
