@@ -129,6 +129,12 @@ METRICS = {
         Metric("weight_norm", "", "norm of all trainable weights", _PROBE, _ALL),
         Metric("distance_from_initialisation", "", "norm of all trainable weights minus their initial values", _PROBE, _ALL),
         Metric(
+            "visited_gradient_norm",
+            "",
+            "mean ||J(w)^T r(w)||, each example at the weights at which it was visited since the last measurement",
+            ("train",),
+        ),
+        Metric(
             "forward_passes",
             "batch forwards per step",
             "forward examples / batch size, mean since the last measurement",

@@ -99,7 +99,8 @@ class Loop:
         if not math.isfinite(float(result.loss)):
             raise self._diverged(f"The loss of a batch is {float(result.loss)}")
         prepared.optimizer.step()
-        self._meter.add(result, len(rows), time.perf_counter() - begin)
+        noisy = None if train.is_noisy is None else train.is_noisy[rows]
+        self._meter.add(result, len(rows), time.perf_counter() - begin, noisy)
         self.step += 1
 
     def _after_step(self) -> None:
