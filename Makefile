@@ -12,11 +12,12 @@ WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench lint format clean
 
 help:
 	@echo "make demo    train, track, analyse and draw on real images with wrong labels (two minutes)"
 	@echo "make test    the whole test suite"
+	@echo "make bench   time every method against a loop, vmap and Opacus; writes benchmarks/"
 	@echo "make lint    ruff and pyright"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove .venv and caches; saved runs stay"
@@ -26,6 +27,10 @@ demo: $(VENV)/.noisesam
 
 test: $(VENV)/.noisesam-dev
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+# Opacus, one of the contenders, comes with the test extra.
+bench: $(VENV)/.noisesam-dev
+	$(BIN)/noisesam bench --out benchmarks
 
 lint: $(VENV)/.noisesam-dev
 	$(BIN)/ruff check .

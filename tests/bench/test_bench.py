@@ -1,0 +1,304 @@
+"""Every contender computes the same thing, verdicts follow the numbers, the document is whole. Times are never asserted."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import dataclasses
+import io
+import json
+
+import pytest
+import torch
+from reference.loop import example_terms, mean_term
+from typer.testing import CliRunner
+
+from noisesam.bench import CONTENDERS, MODELS, TARGETS, judge, outside, plan, run, write_report
+from noisesam.bench.case import RHO, Case
+from noisesam.bench.contenders import BASE, BEST_VMAP, LOOP, ONE_SAM, SAM, VMAP
+from noisesam.bench.report import times_table, verdicts_table
+from noisesam.bench.suite import machine_kind
+from noisesam.bench.timing import measure, quiet, relative_error
+from noisesam.cli import app
+from noisesam.errors import InputError, MissingExtraError
+
+GRADIENTS = (ONE_SAM, LOOP, *VMAP)
+NORMS = ("norms", "sgd-norms")
+OPACUS = ("opacus-gradients", "opacus-ghost")
+
+
+def tiny(name: str, dtype: torch.dtype) -> Case:
+    case = Case.of(MODELS[name], quick=True)
+    inputs = case.inputs.to(dtype) if case.inputs.is_floating_point() else case.inputs
+    return dataclasses.replace(case, model=case.model.to(dtype), inputs=inputs)
+
+
+def gradient_of(case: Case, contender: str) -> dict[str, torch.Tensor]:
+    case.model.zero_grad(set_to_none=True)
+    CONTENDERS[contender].prepare(case)()
+    return {name: p.grad.clone() for name, p in case.model.named_parameters()}
+
+
+def call(*arguments: str):
+    return CliRunner().invoke(app, ["bench", *arguments])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("model", ["mlp", "text"])
+def test_loop_vmap_and_noisesam_compute_the_gradient_of_the_twin(model, dtype, tolerance):
+    # 1-SAM divides by small gradients: float32 keeps about four digits, float64 about twelve.
+    case = tiny(model, dtype)
+    rows = example_terms(case.model, case.inputs, case.targets, RHO)
+    expected = list(mean_term(rows, "1-sam").values())
+    for contender in GRADIENTS:
+        found = list(gradient_of(case, contender).values())
+        assert relative_error(found, expected) < tolerance, contender
+
+
+def test_batch_sam_in_plain_torch_is_noisesam_s():
+    case = tiny("mlp", torch.float64)
+    plain, ours = (gradient_of(case, name) for name in (SAM, "sam"))
+    assert relative_error(list(plain.values()), list(ours.values())) < 1e-12
+
+
+@pytest.mark.parametrize("contender", [*NORMS, *OPACUS])
+def test_norms_are_those_of_examples_run_alone(contender):
+    case = tiny("mlp", torch.float64)
+    alone = CONTENDERS[LOOP].prepare(case)()
+    with quiet():  # torch warns about hooks on layers whose inputs need no gradient
+        found = CONTENDERS[contender].prepare(case)()
+    assert relative_error([found], [alone]) < 1e-10
+
+
+@pytest.mark.parametrize("contender", [name for name in CONTENDERS if name not in OPACUS])
+def test_no_contender_moves_the_weights(contender):
+    case = tiny("small-cnn", torch.float32)
+    before = [p.detach().clone() for p in case.parameters]
+    CONTENDERS[contender].prepare(case)()
+    assert all(torch.equal(a, b) for a, b in zip(before, case.parameters, strict=True))
+
+
+def test_a_contender_that_computes_something_else_is_left_out_with_the_reason():
+    wrong = dataclasses.replace(CONTENDERS[BASE], name="wrong", computes="1-sam")
+    timing = measure(tiny("mlp", torch.float32), [wrong], rounds=1, slow_rounds=1)[0]
+    assert timing.median is None
+    assert timing.reason.startswith("differs from one example at a time by")
+
+
+def test_a_refused_contender_gives_way_to_its_alternative_and_says_so():
+    def refuses(_):
+        raise ValueError("no rule")
+
+    mended = dataclasses.replace(
+        CONTENDERS[LOOP], prepare=refuses, alternative=CONTENDERS[LOOP].prepare, alternative_words="patience"
+    )
+    found = measure(tiny("mlp", torch.float32), [mended], rounds=1, slow_rounds=1)[0]
+    assert found.median is not None
+    assert found.notes == ["timed with patience, since: ValueError: no rule"]
+    refused = measure(tiny("mlp", torch.float32), [dataclasses.replace(mended, alternative=None)], rounds=1, slow_rounds=1)[0]
+    assert (refused.median, refused.reason) == (None, "ValueError: no rule")
+
+
+def test_slow_contenders_run_fewer_rounds():
+    chosen = [CONTENDERS[BASE], CONTENDERS[LOOP]]
+    fast, slow = measure(tiny("mlp", torch.float32), chosen, rounds=6, slow_rounds=2)
+    assert (len(fast.seconds), len(slow.seconds)) == (6, 2)
+
+
+def test_without_opacus_its_contenders_name_the_extra(monkeypatch):
+    def without(name, *arguments, **keywords):
+        if name.startswith("opacus"):
+            raise ImportError(name)
+        return original(name, *arguments, **keywords)
+
+    original = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"Opacus is not installed.*noisesam\[test\]"):
+        outside.opacus_ghost(tiny("mlp", torch.float32))
+
+
+# ---------------------------------------------------------------------- verdicts
+
+
+def verdicts(model: str, values: dict[str, float], **options) -> dict[str, str]:
+    return {one.target.name: one.verdict for one in judge(model, values, **options)}
+
+
+def test_verdicts_come_out_both_ways():
+    good = {BASE: 1.0, SAM: 2.0, ONE_SAM: 1.3, BEST_VMAP: 160.0, "norms": 0.6, "sgd-norms": 1.2, "opacus-ghost": 1.3}
+    bad = {BASE: 1.0, SAM: 2.0, ONE_SAM: 2.1, BEST_VMAP: 160.0, "norms": 1.2, "sgd-norms": 1.6, "opacus-ghost": 1.3}
+    assert set(verdicts("mlp", good).values()) == {"held"}
+    assert set(verdicts("mlp", bad).values()) == {"missed"}
+    assert len(verdicts("mlp", good)) == 5
+
+
+def test_a_bound_that_is_met_exactly_holds():
+    assert verdicts("mlp", {ONE_SAM: 2.0, SAM: 2.0}) == {"1-SAM / batch SAM": "held"}
+    assert verdicts("mlp", {ONE_SAM: 1.0, BEST_VMAP: 100.0}) == {"best vmap / 1-SAM": "held"}
+
+
+def test_the_bound_depends_on_the_model():
+    values = {ONE_SAM: 2.2, SAM: 2.0}
+    assert verdicts("vit", values)["1-SAM / batch SAM"] == "held"
+    assert verdicts("resnet18-groupnorm", values)["1-SAM / batch SAM"] == "missed"
+
+
+def test_memory_is_judged_apart_from_time():
+    assert verdicts("mlp", {ONE_SAM: 2.6, BASE: 1.0}, quantity="memory") == {"memory of 1-SAM / SGD": "missed"}
+    assert verdicts("mlp", {ONE_SAM: 2.4, BASE: 1.0}, quantity="memory") == {"memory of 1-SAM / SGD": "held"}
+
+
+def test_what_fails_on_our_side_is_missed_and_on_the_other_side_open():
+    ours = judge("mlp", {SAM: 1.0}, {ONE_SAM: "it broke"})
+    assert [(one.verdict, one.measured, one.reason) for one in ours] == [("missed", None, "1-sam: it broke")]
+    theirs = judge("mlp", {"norms": 1.0}, {"opacus-ghost": "refused"})
+    assert [(one.verdict, one.reason) for one in theirs] == [("not measured", "opacus-ghost: refused")]
+
+
+def test_every_target_names_contenders_and_models_that_exist():
+    for target in TARGETS:
+        assert {target.above, target.below} <= {*CONTENDERS, BEST_VMAP}
+        assert set(target.models or MODELS) <= set(MODELS)
+    priced = [model for target in TARGETS if (target.above, target.below) == (ONE_SAM, SAM) for model in target.models]
+    assert sorted(priced) == sorted(MODELS)
+
+
+# ---------------------------------------------------------------------- the document and the command
+
+
+@pytest.fixture(scope="module")
+def document() -> dict:
+    """The whole bench on the tiny MLP, memory included."""
+    return run(plan(models=["mlp"], quick=True))
+
+
+def test_the_document_holds_every_contender_and_verdict(document):
+    assert [row["contender"] for row in document["timings"]] == [*CONTENDERS, BEST_VMAP]
+    assert all(row["median_seconds"] > 0 and row["ratio_to_sgd"] > 0 and not row["reason"] for row in document["timings"])
+    assert [row["contender"] for row in document["memory"]] == [BASE, ONE_SAM]
+    assert all(row["bytes"] is not None for row in document["memory"])
+    expected = [one.name for one in TARGETS if one.applies_to("mlp", ("mlp",))]
+    assert [row["target"] for row in document["verdicts"]] == expected
+    best = min(row["median_seconds"] for row in document["timings"] if row["contender"] in VMAP)
+    assert document["timings"][-1]["median_seconds"] == best
+
+
+def test_a_missed_price_comes_with_the_five_operators_of_both_steps(document):
+    missed = any(row["target"] == "1-SAM / batch SAM" and row["verdict"] == "missed" for row in document["verdicts"])
+    assert [one["contender"] for one in document["profiles"]] == ([ONE_SAM, SAM] if missed else [])
+    for one in document["profiles"]:
+        times = [operator["ms"] for operator in one["operators"]]
+        assert len(times) == 5
+        assert times == sorted(times, reverse=True)
+
+
+def test_the_document_names_no_place_and_no_host(document):
+    import platform
+    import re
+
+    text = json.dumps(document, allow_nan=False)
+    assert not re.search(r'"(/|~|[A-Z]:\\\\)', text)
+    if len(platform.node()) > 3:
+        assert platform.node() not in text
+
+
+def test_the_files_are_the_document_and_its_tables(document, tmp_path):
+    written = write_report(document, tmp_path)
+    assert json.loads(written[0].read_text(encoding="utf-8")) == json.loads(json.dumps(document))
+    readme = written[1].read_text(encoding="utf-8")
+    table = [line for line in readme.splitlines() if line.startswith("| SGD, plain torch (ms)")]
+    assert len(table) == 1
+    for row in verdicts_table(document)[1]:
+        assert "| " + " | ".join(row) + " |" in readme
+
+
+def test_a_second_machine_stands_beside_the_first(document, tmp_path):
+    write_report(document, tmp_path)
+    write_report(document | {"machine_kind": "another"}, tmp_path)
+    headings = [line for line in (tmp_path / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
+    assert headings == sorted(["## another", f"## {document['machine_kind']}"])
+
+
+def test_the_unit_row_is_in_milliseconds_and_the_others_in_sgd(document):
+    headings, rows = times_table(document, (1, "float32"))
+    cells = {row[0]: row[1] for row in rows}
+    assert headings == ("ratio to SGD", "mlp")
+    sgd = document["timings"][0]
+    assert float(cells["SGD, plain torch (ms)"]) == pytest.approx(1000 * sgd["median_seconds"], rel=0.05)
+    ratio = next(row["ratio_to_sgd"] for row in document["timings"] if row["contender"] == LOOP)
+    assert float(cells["1-SAM one by one"]) == pytest.approx(ratio, rel=0.05)
+
+
+def test_json_and_csv_are_complete_and_the_table_fits_80_columns(monkeypatch, document):
+    monkeypatch.setattr("noisesam.bench.run", lambda *_: document)
+    monkeypatch.setattr("noisesam.cli.console.out._width", 80)
+    arguments = ("--models", "mlp", "--quick")
+    assert json.loads(call(*arguments, "--json").stdout)["timings"][0]["contender"] == BASE
+    rows = list(csv.DictReader(io.StringIO(call(*arguments, "--csv").stdout)))
+    assert [row["contender"] for row in rows] == [*CONTENDERS, BEST_VMAP]
+    shown = call(*arguments).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert "held" in shown or "missed" in shown
+
+
+def test_the_table_of_all_models_fits_80_columns(monkeypatch, document):
+    models = [
+        {"model": one.name, "heading": one.heading, "title": one.title, "batch": 1, "parameters": 1} for one in MODELS.values()
+    ]
+    both = [{"threads": threads, "precision": "float32"} for threads in (1, 2)]
+    copies = {
+        part: [row | {"model": name, "threads": n} for name in MODELS for n in (1, 2) for row in document[part]]
+        for part in ("timings", "memory", "verdicts")
+    }
+    wide = document | copies | {"models": models, "options": document["options"] | {"settings": both}}
+    monkeypatch.setattr("noisesam.bench.run", lambda *_: wide)
+    monkeypatch.setattr("noisesam.cli.console.out._width", 80)
+    shown = call("--quick").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+
+
+def test_the_command_measures_and_writes(tmp_path):
+    result = call(
+        "--models", "mlp", "--contenders", "1-sam,torch-sam", "--quick", "--rounds", "1", "--no-memory", "--out", str(tmp_path)
+    )
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", *(path.name for path in tmp_path.glob("*-quick.json"))}
+    assert "1-SAM / batch SAM" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--models", "mlpp"], "Did you mean 'mlp'?"),
+        (["--contenders", "vmap"], "Unknown contender 'vmap'"),
+        (["--threads", "two"], "Type --threads 1,2"),
+        (["--threads", "0"], "threads=0"),
+        (["--device", "tpu"], "one of: cpu, cuda"),
+        (["--json", "--csv"], "Leave one out"),
+    ],
+)
+def test_a_wrong_call_exits_with_two_and_says_what_to_type(arguments, text):
+    result = call("--quick", *arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_refused():
+    with pytest.raises(InputError, match="Use --device cpu"):
+        plan(device="cuda")
+
+
+def test_two_processors_have_two_names():
+    cpu = {"gpu": None, "cpu": "AMD EPYC", "cpu_count": 2}
+    assert machine_kind(cpu) == "amd-epyc-2-cores"
+    assert machine_kind(cpu | {"gpu": "NVIDIA H200"}) == "nvidia-h200"
+
+
+def test_units_count_the_calls_that_are_told():
+    told: list[str] = []
+    planned = plan(models=["mlp"], contenders=["1-sam", "loop"], rounds=2, quick=True, measures_memory=False)
+    run(planned, told.append)
+    assert len(told) == planned.units
