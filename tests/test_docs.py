@@ -1,0 +1,45 @@
+"""Every Python block of the documentation runs, and the cost table of the README is the one that was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from noisesam.gradients.engine import interception
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_python_blocks_of_the_documentation_run(page, monkeypatch):
+    monkeypatch.setattr(interception, "_RULES", dict(interception._RULES))  # a rule that a page registers stays on the page
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize(
+    ("row", "contender"),
+    [
+        ("batch SAM, plain torch", "torch-sam"),
+        ("**1-SAM**", "1-sam"),
+        ("**J-SAM**", "j-sam"),
+        ("**L-SAM**", "l-sam"),
+        ("per-example gradient norms", "norms"),
+        ("1-SAM, one example at a time", "loop"),
+    ],
+)
+def test_the_cost_table_of_the_readme_is_the_one_that_was_measured(row, contender):
+    document = json.loads((ROOT / "benchmarks" / "amd-epyc-2-cores.json").read_text(encoding="utf-8"))
+    measured = {
+        timing["model"]: timing["ratio_to_sgd"]
+        for timing in document["timings"]
+        if (timing["contender"], timing["threads"], timing["precision"]) == (contender, 1, "float32")
+    }
+    assert len(measured) == 7
+    line = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| {row} |"))
+    shown = [cell.strip() for cell in line.strip("|").split("|")[1:]]
+    assert [float(cell) for cell in shown] == [pytest.approx(measured[one["model"]], rel=5e-3) for one in document["models"]]
