@@ -483,3 +483,17 @@ def test_tuples_and_dicts_of_inputs_are_passed_on():
             model, {"left": left, "right": right, "factor": 1.0}, y, rho=0.1, engine=engine, chunk_size=2
         )
         torch.testing.assert_close(first.perturbed_gradient_norm, second.perturbed_gradient_norm, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_given_perturbations_shared_or_one_each_are_exact_on_every_shipped_model(name):
+    model, shape = make_model(name)
+    x, y = batch_for(shape, 5)
+    generator = torch.Generator().manual_seed(0)
+    shared = {key: 0.02 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for key, p in model.named_parameters()}
+    each = noisesam.OneSAM(model, rho=0.1).perturbation(x, y)
+    for eps in (shared, each):
+        fast = noisesam.decompose(model, x, y, perturbation=eps, engine="fast")
+        slow = noisesam.decompose(model, x, y, perturbation=eps, engine="reference", chunk_size=2)
+        for field in ("perturbed_gradient_norm", "logit_perturbed_gradient_norm", "jacobian_perturbed_gradient_norm"):
+            torch.testing.assert_close(getattr(fast, field), getattr(slow, field), rtol=1e-11, atol=0)
