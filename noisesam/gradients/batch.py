@@ -151,5 +151,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def devices_of(model: nn.Module) -> list[torch.device]:
     """Return the accelerator devices that hold the model's tensors, in a stable order."""
+    if not torch.cuda.is_initialized():  # asked for at every step: no tensor can be there yet
+        return []
     found = {tensor.device for tensor in [*model.parameters(), *model.buffers()] if tensor.device.type == "cuda"}
     return sorted(found, key=str)

@@ -46,15 +46,18 @@ def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int = MEMORY_BUDGE
     Returns:
         A number of examples between 1 and the batch size.
     """
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
-        return batch_size(inputs)  # its examples belong together: a batch method needs them all, the others refuse the model
     known = _KNOWN.setdefault(model, {})
+    examples = batch_size(inputs)
     first = take(inputs, slice(0, 1))
     values = [first] if isinstance(first, Tensor) else first.values() if isinstance(first, dict) else first
-    signature = tuple((tuple(v.shape), v.dtype) for v in values if isinstance(v, Tensor)), tuple(map(id, model.parameters()))
+    signature = tuple((tuple(v.shape), v.dtype) for v in values if isinstance(v, Tensor))
+    if signature in known and budget // max(known[signature], 1) >= examples:
+        return examples
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
+        return examples  # they belong together: a batch method needs them all, the others refuse the model
     if signature not in known:
         known[signature] = _bytes_of_an_example(model, first)
-    return max(1, min(batch_size(inputs), budget // max(known[signature], 1)))
+    return max(1, min(examples, budget // max(known[signature], 1)))
 
 
 def _bytes_of_an_example(model: nn.Module, first: Inputs) -> int:

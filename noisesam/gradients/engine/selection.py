@@ -51,13 +51,14 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     """
     check_engine(engine)
     parameters = trainable(model)
-    _refuse_compiled(model)
-    refuse_batch_normalisation(model)
     known = _KNOWN.setdefault(model, _Known())
     signature = _signature(model, parameters, inputs)
     verdict = known.verdicts.get(signature)
     fast = FastEngine(model, parameters)
     if verdict is None:
+        # What is refused depends on nothing that the signature leaves out: once a signature is known, this is behind it.
+        _refuse_compiled(model)
+        refuse_batch_normalisation(model)
         verdict = prove(fast, inputs)
         if verdict is None:
             return ReferenceEngine(model, parameters, known.vectorisation)
@@ -95,6 +96,6 @@ def _refuse_compiled(model: nn.Module) -> None:
 def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> Hashable:
     values = [inputs] if isinstance(inputs, Tensor) else inputs.values() if isinstance(inputs, dict) else inputs
     shapes = tuple((tuple(value.shape), value.dtype) if isinstance(value, Tensor) else repr(value) for value in values)
-    modes = tuple(module.training for module in model.modules())
+    modes = tuple((type(module), module.training, module._compiled_call_impl is None) for module in model.modules())
     device = next(iter(parameters.values())).device.type
     return shapes, modes, tuple(map(id, parameters.values())), torch.is_autocast_enabled(device)
