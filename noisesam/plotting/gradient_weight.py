@@ -79,7 +79,7 @@ def plot_gradient_weight(
                 draw_line(panel, series, group.look, label=group.label, shift=shift, floor=float(floor))
             panel.set_title(title)
             panel.set_xlabel("epoch")
-            panel.set_ylabel("clean / noisy: mean norm of the step terms" if panel is axes[0] or not own else "")
+            panel.set_ylabel("clean / noisy step-term norm" if panel is axes[0] or not own else "")
         if scale == "log" or (scale == "auto" and max(values) > 5 * min(values)):
             for panel in axes:
                 _logarithmic(panel)
