@@ -30,6 +30,7 @@ def test_python_blocks_of_the_documentation_run(page, monkeypatch):
         ("**L-SAM**", "l-sam"),
         ("per-example gradient norms", "norms"),
         ("1-SAM, one example at a time", "loop"),
+        ("1-SAM, best `vmap`", "best-vmap"),
     ],
 )
 def test_the_cost_table_of_the_readme_is_the_one_that_was_measured(row, contender):
