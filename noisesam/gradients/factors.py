@@ -36,9 +36,10 @@ class Factor(ABC):
 class Dense(Factor):
     """Materialised per-example tensors (n, *shape), with a scale that is multiplied in where they are used."""
 
-    def __init__(self, tensor: Tensor, scale: Float[Tensor, " n"] | None = None) -> None:
+    def __init__(self, tensor: Tensor, scale: Float[Tensor, " n"] | None = None, *, overwritable: bool = False) -> None:
         self._tensor = tensor
         self._scale = scale
+        self._overwritable = overwritable
 
     def squared_norm(self) -> Float[Tensor, " n"]:
         """Return the sum of squares of every row."""
@@ -55,8 +56,10 @@ class Dense(Factor):
         return self._tensor.numel() * self._tensor.element_size()
 
     def added_to(self, weight: Tensor) -> Tensor:
-        """Return weight + c_i G_i, (n, *shape), in one pass over the memory."""
+        """Return weight + c_i G_i, (n, *shape), in one pass over the memory; in place of G where that is allowed."""
         tensor = self._tensor.to(weight.dtype)
+        if self._overwritable and self._scale is not None and tensor is self._tensor:
+            return torch.addcmul(weight.detach(), tensor, self._aligned_scale(), out=tensor)
         return weight + tensor if self._scale is None else torch.addcmul(weight, tensor, self._aligned_scale().to(weight.dtype))
 
     def one_added_to(self, weight: Tensor, example: int, out: Tensor) -> Tensor:
@@ -69,6 +72,10 @@ class Dense(Factor):
     def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
         """Return the rows times their scale."""
         return Dense(self._tensor, scale if self._scale is None else self._scale * scale)
+
+    def for_one_use(self) -> Dense:
+        """Return the same tensors, to be used once: `added_to` may then overwrite them, which saves their memory again."""
+        return Dense(self._tensor, self._scale, overwritable=True)
 
     def _aligned_scale(self) -> Tensor:
         assert self._scale is not None

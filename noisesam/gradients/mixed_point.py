@@ -182,4 +182,5 @@ def _move(
     """Evaluate at w + eps_i; without a graph where only the residual is wanted."""
     gradient, gain = direction
     with torch.set_grad_enabled(graph):
-        return engine.at(inputs, gradient.perturbation(radii, gain), previous=point)
+        # The tensors of the gradient become those of w + eps_i: they have served.
+        return engine.at(inputs, gradient.perturbation(radii, gain), previous=point, consume=True)

@@ -52,5 +52,15 @@ class Engine(ABC):
         self.parameters = parameters
 
     @abstractmethod
-    def at(self, inputs: Inputs, perturbation: Mapping[str, Factor] | None = None, *, previous: Point | None = None) -> Point:
-        """Evaluate the model at w, or at w + eps_i; `previous`, a point of the same inputs at w, may be re-used."""
+    def at(
+        self,
+        inputs: Inputs,
+        perturbation: Mapping[str, Factor] | None = None,
+        *,
+        previous: Point | None = None,
+        consume: bool = False,
+    ) -> Point:
+        """Evaluate the model at w, or at w + eps_i; `previous`, a point of the same inputs at w, may be re-used.
+
+        `consume` says that the caller has no more use for the perturbation: its memory may become that of w + eps_i.
+        """

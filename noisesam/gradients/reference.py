@@ -38,9 +38,16 @@ class ReferenceEngine(Engine):
         super().__init__(model, parameters)
         self.vectorisation = vectorisation or Vectorisation()
 
-    def at(self, inputs: Inputs, perturbation: Mapping[str, Factor] | None = None, *, previous: Point | None = None) -> Point:
+    def at(
+        self,
+        inputs: Inputs,
+        perturbation: Mapping[str, Factor] | None = None,
+        *,
+        previous: Point | None = None,
+        consume: bool = False,
+    ) -> Point:
         """Evaluate every example alone at w, or at w + eps_i."""
-        del previous
+        del previous, consume
         examples = batch_size(inputs)
         stacked = {}
         for name, parameter in self.parameters.items():

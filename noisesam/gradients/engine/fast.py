@@ -26,10 +26,17 @@ class FastEngine(Engine):
         super().__init__(model, parameters)
         self.prefers_second = prefers_second
 
-    def at(self, inputs: Inputs, perturbation: Mapping[str, Factor] | None = None, *, previous: Point | None = None) -> Point:
+    def at(
+        self,
+        inputs: Inputs,
+        perturbation: Mapping[str, Factor] | None = None,
+        *,
+        previous: Point | None = None,
+        consume: bool = False,
+    ) -> Point:
         """Evaluate the model at w, or at w + eps_i."""
         before = previous.tape if isinstance(previous, _TapedPoint) else None
-        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second)
+        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume)
         with Interception(tape):
             output = call_model(self.model, inputs)
         return _TapedPoint(tape, output, self.parameters)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,19 +36,24 @@ GPU_GRAM_POSITIONS = 256
 UNFOLDED_AT_ONCE = 2**27
 
 
-@dataclass(frozen=True)
 class OwnKernels:
     """The kernel weight + eps_i of every example, formed when and as far as it is needed."""
 
-    weight: Tensor
-    eps: Dense
+    def __init__(self, weight: Tensor, eps: Dense) -> None:
+        self.weight, self.eps = weight, eps
+        self._all: Tensor | None = None
 
     def all(self) -> Tensor:
         """Return all kernels, (n, *shape)."""
-        return self.eps.added_to(self.weight)
+        if self._all is None:
+            self._all = self.eps.added_to(self.weight)
+        return self._all
 
     def each(self, examples: int) -> Iterator[tuple[int, Tensor]]:
         """Yield one kernel after the other, in one buffer that stays in the cache."""
+        if self._all is not None:
+            yield from enumerate(self._all)
+            return
         buffer = torch.empty_like(self.weight)
         for i in range(examples):
             yield i, self.eps.one_added_to(self.weight, i, buffer)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from noisesam.gradients.factors import Factor, PerExampleGradient, combine
+from noisesam.errors import InputError
+from noisesam.gradients.factors import Dense, Factor, PerExampleGradient, combine
+
+
+class UnrepeatableForwardError(InputError):
+    """A model uses its parameters differently in the two passes of a step."""
 
 
 class Tape:
@@ -24,6 +29,7 @@ class Tape:
         perturbation: Mapping[str, Factor] | None = None,
         previous: Tape | None = None,
         prefers_second: bool = False,
+        consume: bool = False,
     ) -> None:
         self.examples = examples
         self.prefers_second = prefers_second
@@ -34,6 +40,8 @@ class Tape:
         self._factors: dict[str, list[Factor]] = defaultdict(list)
         self._first_outputs: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._previous = previous
+        self._consume = consume
+        self._uses: Counter[int] = Counter()
 
     @contextmanager
     def mode(self, *, recording: bool, sharing: bool) -> Iterator[None]:
@@ -58,7 +66,19 @@ class Tape:
         """Return eps_i of this parameter, or None where it is not perturbed."""
         if parameter is None or id(parameter) not in self._names:
             return None
-        return self._perturbation.get(self._names[id(parameter)])
+        self._uses[id(parameter)] += 1
+        factor = self._perturbation.get(self._names[id(parameter)])
+        if not self._consume or self._previous is None or not isinstance(factor, Dense):
+            return factor
+        if self._previous._uses[id(parameter)] != 1:
+            return factor
+        if self._uses[id(parameter)] > 1:
+            raise UnrepeatableForwardError(
+                f"The parameter {self.name(parameter)!r} is used more often at w + eps than at w",
+                expected="a forward pass that uses every parameter as often when it is repeated",
+                remedy="Use engine='reference', or take what changes from call to call out of the model.",
+            )
+        return factor.for_one_use()
 
     def record(self, parameter: Tensor, factor: Factor) -> None:
         """Add one contribution to the parameter's per-example gradient."""
