@@ -102,6 +102,10 @@ def conditions(document: Document) -> list[str]:
         f"Medians of {options['rounds']} interleaved calls in one process ({options['slow_rounds']} for the loop, vmap and "
         f"Opacus), {options['clock']}; forward and backward, no optimizer update.",
     ]
+    if options.get("keeps_freed_memory"):
+        sentences.append(
+            "The process keeps freed memory, for every contender alike, as `noisesam train` does: otherwise page faults decide."
+        )
     best = sorted(
         {(note.rpartition(" ")[2], row["model"]) for row in document["timings"] if row["contender"] == BEST_VMAP
          for note in row["notes"]}
@@ -150,8 +154,15 @@ def markdown(document: Document) -> str:
     if out:
         parts += ["### Left out, and notes", "\n".join(f"- {line}" for line in out)]
     if document["profiles"]:
-        parts.append("### Where the time of 1-SAM goes where it misses its target")
+        parts.append("### Where the time goes where a target is missed")
+        parts.append("Both sides of every missed ratio; the profiler itself slows small operators down.")
         parts.append(_laid_out(profiles_table(document)))
+    if document.get("peaks"):
+        parts.append("### What is alive at the peak of memory where a target is missed")
+        parts.append(
+            "Tensors by the operator that made them, beside model and batch; what a kernel allocates inside is not seen."
+        )
+        parts.append(_laid_out(peaks_table(document)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -162,6 +173,15 @@ def profiles_table(document: Document) -> Table:
         operators = ", ".join(f"{op['operator']} {op['ms']:.2f} ms ({op['share']:.0%})" for op in one["operators"])
         rows.append((one["model"], setting_words((one["threads"], one["precision"])), one["contender"], operators))
     return ("model", "setting", "step", "operators by own time"), rows
+
+
+def peaks_table(document: Document) -> Table:
+    """One row per step whose memory was looked into: the operators whose results are alive at its peak."""
+    rows = []
+    for one in document["peaks"]:
+        operators = ", ".join(f"{op['operator']} {op['bytes'] / 1e6:.1f} MB ({op['share']:.0%})" for op in one["operators"])
+        rows.append((one["model"], one["contender"], operators))
+    return ("model", "step", "operators by bytes alive"), rows
 
 
 def _laid_out(table: Table) -> str:

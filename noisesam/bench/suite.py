@@ -15,7 +15,7 @@ from noisesam.bench import memory
 from noisesam.bench.case import RHO, Case
 from noisesam.bench.contenders import BASE, BEST_VMAP, CONTENDERS, ONE_SAM, SAM, VMAP, Contender, chosen_contenders
 from noisesam.bench.models import BenchModel, chosen_models
-from noisesam.bench.profiling import profiled
+from noisesam.bench.profiling import alive_at_peak, profiled
 from noisesam.bench.targets import MISSED, Verdict, judge
 from noisesam.bench.timing import Timing, measure
 from noisesam.errors import InputError, NoisesamError
@@ -127,10 +127,11 @@ def run(plan: Plan, told: Callable[[str], None] = lambda _: None) -> dict[str, A
         told: Called with a few words before every call; `plan.units` times.
 
     Returns:
-        A document of strings, numbers, lists and dicts: machine, versions, options, timings, memory, verdicts, profiles.
+        A document of strings, numbers, lists and dicts: machine, versions, options, timings, memory, verdicts, profiles and
+        peaks of memory.
     """
     document: dict[str, Any] = {"schema": SCHEMA, "created": now(), "quick": plan.quick, **_surroundings(plan)}
-    document |= {"models": [], "timings": [], "memory": [], "verdicts": [], "profiles": []}
+    document |= {"models": [], "timings": [], "memory": [], "verdicts": [], "profiles": [], "peaks": []}
     threads_before = torch.get_num_threads()
     try:
         for model in plan.models:
@@ -170,11 +171,15 @@ def _time(
         fastest.setdefault(BEST_VMAP, best.rpartition(" ")[2])
     verdicts = judge(model.name, seconds, {one.contender: one.reason for one in timings if one.median is None})
     document["verdicts"] += [here | _verdict_row(one) for one in verdicts]
+    document["profiles"] += [
+        here | {"contender": name, "operators": profiled(case, CONTENDERS[name])} for name in _explained(verdicts)
+    ]
+
+
+def _explained(verdicts: list[Verdict]) -> list[str]:
+    """Whose profile explains a missed target: the contenders on both sides of its ratio, each once."""
     missed = [one.target for one in verdicts if one.verdict == MISSED and one.measured is not None]
-    if any(target.above == ONE_SAM and target.below == SAM for target in missed):
-        document["profiles"] += [
-            here | {"contender": name, "operators": profiled(case, CONTENDERS[name])} for name in (ONE_SAM, SAM)
-        ]
+    return [name for name in CONTENDERS if any(name in (target.above, target.below) for target in missed)]
 
 
 def _weigh(
@@ -203,6 +208,10 @@ def _weigh(
         document["memory"].append(here | row)
     verdicts = judge(model.name, grown, reasons, quantity="memory")
     document["verdicts"] += [here | {"threads": 1} | _verdict_row(one) for one in verdicts]
+    missed = _explained(verdicts)
+    if missed:
+        case = Case.of(model, device=plan.device, precision=precision, quick=plan.quick)
+        document["peaks"] += [here | {"contender": name, "operators": alive_at_peak(case, CONTENDERS[name])} for name in missed]
 
 
 def _timing_row(one: Timing, base: float | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noisesam.cli.allocation import keep_freed_memory
 from noisesam.cli.console import out, print_json, print_table, progress_bar, say, say_path
 from noisesam.errors import InputError
 
@@ -56,7 +57,9 @@ def bench(
         def told(words: str) -> None:
             bar.update(bar.task_ids[0], advance=1, description=words)
 
+        kept = keep_freed_memory() and device == "cpu"
         document = run(planned, told)
+        document["options"]["keeps_freed_memory"] = kept
     written = write_report(document, folder) if folder is not None else []
     if as_json:
         print_json(document)

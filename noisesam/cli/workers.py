@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisesam.cli.allocation import keep_freed_memory
 from noisesam.cli.console import progress_bar, warn, warnings_in_words
 from noisesam.errors import NoisesamError, RunError
 
@@ -147,6 +148,7 @@ def _make(job: Job, data_root: Path | None) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the workers
     torch.set_num_threads(1)
+    keep_freed_memory()
     try:
         with warnings_in_words(lambda text: _reports.put(f"{job.folder.name}: {text}")):
             fit(job.config, job.folder, data_root=data_root, progress=_Reporter(job.config.training.epochs))

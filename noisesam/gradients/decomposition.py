@@ -139,7 +139,7 @@ def decompose_batch(
             point = chosen.at(chunk.inputs)
             residual = loss.residual(point.logits, chunk.targets)
             residual_norm = stable_norm(residual)
-            (gradient, gain), gradient_norm = gradient_and_norm(point, residual, keep=perturbs)
+            (gradient, gain), gradient_norm = gradient_and_norm(point, residual, keep=perturbs, norms_only=radii is None)
             columns: dict[str, Tensor] = {
                 "logits": point.logits,
                 "losses": loss(point.logits, chunk.targets),
@@ -156,9 +156,9 @@ def decompose_batch(
                 after.restore()
                 perturbed = loss.residual(moved.logits, chunk.targets)
                 perturbed_norm = stable_norm(perturbed)
-                _, at_perturbed = gradient_and_norm(moved, perturbed, keep=True)
-                _, jacobian_moved = gradient_and_norm(moved, residual)
-                _, logit_moved = gradient_and_norm(point, perturbed)
+                _, at_perturbed = gradient_and_norm(moved, perturbed, keep=True, norms_only=True)
+                _, jacobian_moved = gradient_and_norm(moved, residual, norms_only=True)
+                _, logit_moved = gradient_and_norm(point, perturbed, norms_only=True)
                 columns |= {
                     "perturbed_losses": loss(moved.logits, chunk.targets),
                     "perturbed_residual": perturbed,

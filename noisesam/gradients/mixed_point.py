@@ -134,7 +134,7 @@ def mixed_point_step(
         losses = loss(point.logits, chunk.targets)
         if not perturbs:
             share = scale / batch.size
-            summed, each = point.both_gradients(residual * share)
+            summed, each = point.both_gradients(residual * share, norms_only=True)
             norms = each.norm() / abs(share) if each.factors and share else torch.zeros_like(losses)
             rows.append((point.logits, losses, norms, losses))
         else:
@@ -156,7 +156,7 @@ def mixed_point_step(
 
 
 def gradient_and_norm(
-    point: Point, residual: Tensor, *, keep: bool = False
+    point: Point, residual: Tensor, *, keep: bool = False, norms_only: bool = False
 ) -> tuple[tuple[PerExampleGradient, Tensor], Float[Tensor, " n"]]:
     """Return J_i^T r_i / ||r_i|| with its norm (the Jacobian gain), and ||J_i^T r_i||.
 
@@ -165,7 +165,7 @@ def gradient_and_norm(
     """
     size = stable_norm(residual)
     unit = residual / torch.where(size > 0, size, 1).view(-1, *[1] * (residual.dim() - 1))
-    gradient = point.per_example_gradient(unit, keep=keep)
+    gradient = point.per_example_gradient(unit, keep=keep, norms_only=norms_only)
     gain = gradient.norm() if gradient.factors else torch.zeros_like(size)
     return (gradient, gain), gain * size
 

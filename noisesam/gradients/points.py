@@ -29,11 +29,17 @@ class Point(ABC):
     """Detached logits (n, ...)."""
 
     @abstractmethod
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False) -> PerExampleGradient:
-        """Return J_i^T u_i for every example; `keep` leaves the graph for another pull-back."""
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
+        """Return J_i^T u_i for every example; `keep` leaves the graph for another pull-back.
 
-    def both_gradients(self, cotangent: Tensor, *, keep: bool = False) -> tuple[dict[str, Tensor], PerExampleGradient]:
+        `norms_only` says that nothing but norms will be asked for: the cheapest form for those may be another one.
+        """
+
+    def both_gradients(
+        self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False
+    ) -> tuple[dict[str, Tensor], PerExampleGradient]:
         """Return the summed and the per-example gradients of the same pull-back."""
+        del norms_only
         gradient = self.per_example_gradient(cotangent, keep=keep)
         return {name: factor.dense().sum(0) for name, factor in gradient.factors.items()}, gradient
 

@@ -132,8 +132,9 @@ class _StackedPoint(Point):
         self.output = output
         self.logits = output.detach()
 
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False) -> PerExampleGradient:
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
         """Return the gradients of the stacked weights."""
+        del norms_only
         if not self.output.requires_grad:
             return PerExampleGradient({}, self.logits.shape[0])
         gradients = torch.autograd.grad(

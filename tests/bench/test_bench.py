@@ -183,9 +183,12 @@ def test_the_document_holds_every_contender_and_verdict(document):
     assert document["timings"][-1]["median_seconds"] == best
 
 
-def test_a_missed_price_comes_with_the_five_operators_of_both_steps(document):
-    missed = any(row["target"] == "1-SAM / batch SAM" and row["verdict"] == "missed" for row in document["verdicts"])
-    assert [one["contender"] for one in document["profiles"]] == ([ONE_SAM, SAM] if missed else [])
+def test_every_missed_target_comes_with_the_profile_of_both_sides(document):
+    sides = {one.name: (one.above, one.below) for one in TARGETS}
+    for quantity, kept in (("time", "profiles"), ("memory", "peaks")):
+        missed = [row for row in document["verdicts"] if row["verdict"] == "missed" and row["quantity"] == quantity]
+        expected = {name for row in missed for name in sides[row["target"]]}
+        assert {one["contender"] for one in document[kept]} == {name for name in expected if name in CONTENDERS}
     for one in document["profiles"]:
         times = [operator["ms"] for operator in one["operators"]]
         assert len(times) == 5
@@ -302,3 +305,20 @@ def test_units_count_the_calls_that_are_told():
     planned = plan(models=["mlp"], contenders=["1-sam", "loop"], rounds=2, quick=True, measures_memory=False)
     run(planned, told.append)
     assert len(told) == planned.units
+
+
+def test_what_is_alive_at_the_peak_is_counted_to_the_byte():
+    from noisesam.bench.contenders import Contender
+    from noisesam.bench.profiling import alive_at_peak
+
+    def prepare(case):
+        def step():
+            kept = torch.ones(1000) * 2  # 4,000 bytes of mul; those of ones are gone when the next tensor comes
+            peak = torch.cat([kept, kept])  # 8,000 bytes of cat beside them
+            del kept
+            return peak[:3].exp()  # 12 bytes, after the peak
+
+        return step
+
+    found = alive_at_peak(Case.of(MODELS["mlp"], quick=True), Contender("x", "x", "x", prepare))
+    assert [(one["operator"], one["bytes"]) for one in found if one["bytes"]] == [("aten.cat", 8000), ("aten.mul", 4000)]

@@ -43,5 +43,5 @@ def test_a_parameter_that_is_used_more_often_at_the_perturbed_weights_is_refused
     options = {"rho": 0.1, "jacobian_at": "perturbed", "residual_at": "perturbed", "loss": loss}
     mixed_point_gradient(model, x, y, **options)
     model.twice_from = model.calls + 2
-    with pytest.raises(UnrepeatableForwardError, match="'layer.weight' is used more often at w \\+ eps than at w"):
+    with pytest.raises(UnrepeatableForwardError, match="used more often at w"):
         mixed_point_gradient(model, x, y, **options)

@@ -51,15 +51,17 @@ class _TapedPoint(Point):
         self.parameters = parameters
         self.logits = output.detach()
 
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False) -> PerExampleGradient:
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
         """Pull back without forming any shared weight gradient."""
-        with self.tape.mode(recording=True, sharing=False):
+        with self.tape.mode(recording=True, sharing=False, norms_only=norms_only):
             self._pull_back(cotangent, keep)
             return self.tape.take_gradient()
 
-    def both_gradients(self, cotangent: Tensor, *, keep: bool = False) -> tuple[dict[str, Tensor], PerExampleGradient]:
+    def both_gradients(
+        self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False
+    ) -> tuple[dict[str, Tensor], PerExampleGradient]:
         """Return the summed and the per-example gradients from one reverse pass."""
-        with self.tape.mode(recording=True, sharing=True):
+        with self.tape.mode(recording=True, sharing=True, norms_only=norms_only):
             summed = self.sum_gradient(cotangent, keep=keep)
             return summed, self.tape.take_gradient()
 

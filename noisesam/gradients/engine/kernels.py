@@ -59,8 +59,11 @@ class OwnKernels:
             yield i, self.eps.one_added_to(self.weight, i, buffer)
 
 
-def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether the kernel's gradient is better left as products of patches than multiplied out."""
+def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, norms_only: bool = False) -> bool:
+    """Whether the kernel's gradient is better left as products of patches than multiplied out.
+
+    As a perturbation it is met three times, by the norm, the outputs and the input gradients.
+    """
     if geometry.groups != 1 or dy.dim() != 4:
         return False
     positions, outputs, inputs = dy[0, 0].numel(), weight.shape[0], weight.shape[1]
@@ -71,11 +74,12 @@ def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry) -> bo
     for step, size in zip(geometry.stride, geometry.kernel, strict=True):
         phases *= min(step, size)
     channels = weight[0].numel() if geometry.dilated else inputs * phases
-    gram = 3 * positions**2 * ((channels + outputs) * PER_PRODUCT + SHIFT_PER_ENTRY * phases)
-    grouped = products + max(0, weight.numel() - SMALL_KERNEL) * (GROUPED_GRADIENT_PER_WEIGHT + 2 * GROUPED_PER_WEIGHT)
-    if geometry.strided:
+    gram = (1 if norms_only else 3) * positions**2 * ((channels + outputs) * PER_PRODUCT + SHIFT_PER_ENTRY * phases)
+    later = 0 if norms_only else 2  # uses of the kernels after their gradient
+    grouped = products + max(0, weight.numel() - SMALL_KERNEL) * (GROUPED_GRADIENT_PER_WEIGHT + later * GROUPED_PER_WEIGHT)
+    if geometry.strided and later:
         grouped += STRIDED_GROUPED_INPUT_GRADIENT * products
-    loop = products + 3 * (CALL + weight.numel() * LOOP_PER_WEIGHT)
+    loop = products + (1 + later) * (CALL + weight.numel() * LOOP_PER_WEIGHT)
     return gram < min(grouped, loop)
 
 

@@ -35,6 +35,7 @@ class Tape:
         self.prefers_second = prefers_second
         self.recording = False
         self.sharing = True
+        self.norms_only = False
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._perturbation = perturbation or {}
         self._factors: dict[str, list[Factor]] = defaultdict(list)
@@ -44,14 +45,14 @@ class Tape:
         self._uses: Counter[int] = Counter()
 
     @contextmanager
-    def mode(self, *, recording: bool, sharing: bool) -> Iterator[None]:
+    def mode(self, *, recording: bool, sharing: bool, norms_only: bool = False) -> Iterator[None]:
         """Say for the length of a block what a pull-back forms; an exception leaves no half of a record behind."""
-        before = self.recording, self.sharing
-        self.recording, self.sharing = recording, sharing
+        before = self.recording, self.sharing, self.norms_only
+        self.recording, self.sharing, self.norms_only = recording, sharing, norms_only
         try:
             yield
         finally:
-            self.recording, self.sharing = before
+            self.recording, self.sharing, self.norms_only = before
             self._factors.clear()
 
     def tracks(self, value: object) -> bool:

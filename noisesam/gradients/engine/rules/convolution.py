@@ -114,12 +114,13 @@ class PatchProducts(Factor):
         return PatchProducts(self.dy * aligned, self.x, self.weight, self.geometry)
 
 
-def kernel_factors(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Factor:
+def kernel_factors(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, norms_only: bool = False) -> Factor:
     """Choose the form of the per-example gradient from the shapes alone."""
     if geometry.pointwise and geometry.groups == 1:
         columns = strided_pixels(x, geometry).flatten(2)
-        return product_factors(dy.flatten(2).transpose(1, 2), columns.transpose(1, 2), tuple(weight.shape))
-    if prefers_patch_products(dy, weight, geometry):
+        outputs, seen = dy.flatten(2).transpose(1, 2), columns.transpose(1, 2)
+        return product_factors(outputs, seen, tuple(weight.shape), norms_only=norms_only)
+    if prefers_patch_products(dy, weight, geometry, norms_only=norms_only):
         return PatchProducts(dy, x, weight, geometry)
     return Dense(kernel_gradients(dy, x, weight.to(x.dtype), geometry))
 
@@ -182,7 +183,7 @@ class _Convolution(Function):
             if ctx.bias is not None and tape.tracks(ctx.bias):
                 tape.record(ctx.bias, Dense(dy.flatten(2).sum(2)))
             if tape.tracks(ctx.weight):
-                tape.record(ctx.weight, kernel_factors(dy, x.detach(), weight, geometry))
+                tape.record(ctx.weight, kernel_factors(dy, x.detach(), weight, geometry, norms_only=tape.norms_only))
         if tape.sharing and ctx.bias is not None and ctx.needs_input_grad[2]:
             db = dy.transpose(0, 1).flatten(1).sum(1)
         wants_input, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and tape.sharing

@@ -44,10 +44,14 @@ def autocast_input(values: Tensor) -> Tensor:
     return values
 
 
-def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None = None) -> Factor:
-    """Keep sum_t left_t right_t^T as factors while that is cheaper than the product, which is a fixed rule of the shapes."""
+def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None = None, *, norms_only: bool = False) -> Factor:
+    """Keep sum_t left_t right_t^T as factors while that is cheaper than the product, which is a fixed rule of the shapes.
+
+    As a perturbation the factors are met three times, by the norm, the outputs and the input gradients.
+    """
     positions, outputs, inputs = left.shape[1], left.shape[2], right.shape[2]
-    if positions == 1 or 3 * positions * (inputs + outputs) < inputs * outputs:
+    times = 1 if norms_only else 3
+    if positions == 1 or times * positions * (inputs + outputs) < inputs * outputs:
         return OuterProducts(left, right, shape)
     return Dense(torch.bmm(left.transpose(1, 2), right).view(-1, *(shape or (outputs, inputs))))
 
@@ -108,7 +112,7 @@ class _Linear(Function):
                 tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
             if tape.tracks(ctx.weight):
                 pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
-                tape.record(ctx.weight, product_factors(*pair))
+                tape.record(ctx.weight, product_factors(*pair, norms_only=tape.norms_only))
         if tape.sharing:
             if ctx.needs_input_grad[1]:
                 pair = (x, dy) if ctx.transposed else (dy, x)
