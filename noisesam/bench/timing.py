@@ -14,6 +14,7 @@ from torch import Tensor
 
 from noisesam.bench.case import Case, Step
 from noisesam.bench.contenders import BEST_VMAP, VMAP, Contender
+from noisesam.bench.outside import ContenderNote
 from noisesam.bench.plain import one_by_one
 from noisesam.errors import NoisesamError
 
@@ -121,6 +122,7 @@ def _warmed(case: Case, one: Contender, timing: Timing, truth: dict[str, list[Te
             if timing.relative_error is None or timing.relative_error <= TOLERANCE[_dtype(case)]:
                 if one.ours:
                     timing.notes += sorted({str(warning.message) for warning in caught if warning.category is UserWarning})
+                timing.notes += [str(warning.message) for warning in caught if warning.category is ContenderNote]
                 if way:
                     timing.notes.append(f"timed with {one.alternative_words}, since: {timing.reason}")
                 timing.reason = ""

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from noisesam.bench import CONTENDERS, MODELS, TARGETS, judge, outside, plan, run, write_report
 from noisesam.bench.case import RHO, Case
 from noisesam.bench.contenders import BASE, BEST_VMAP, LOOP, ONE_SAM, SAM, VMAP
+from noisesam.bench.readable import SeparateAttention
 from noisesam.bench.report import times_table, verdicts_table
 from noisesam.bench.suite import machine_kind
 from noisesam.bench.timing import measure, quiet, relative_error
@@ -68,6 +69,40 @@ def test_norms_are_those_of_examples_run_alone(contender):
     with quiet():  # torch warns about hooks on layers whose inputs need no gradient
         found = CONTENDERS[contender].prepare(case)()
     assert relative_error([found], [alone]) < 1e-10
+
+
+@pytest.mark.parametrize("contender", OPACUS)
+@pytest.mark.parametrize(
+    ("model", "exchanged"), [("vit", "class token and positions"), ("text", "attention as four nn.Linear")]
+)
+def test_opacus_is_timed_on_transformers_with_the_norms_of_examples_run_alone(model, exchanged, contender):
+    case = tiny(model, torch.float64)
+    timing = measure(case, [CONTENDERS[contender]], rounds=1, slow_rounds=1)[0]
+    assert timing.reason == ""
+    assert timing.relative_error < 1e-10
+    assert [note.startswith(exchanged) for note in timing.notes] == [True]
+
+
+class Causal(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+        self.head = torch.nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(x, src_mask=torch.ones(5, 5).triu(1) * -1e9).mean(1))
+
+
+def test_opacus_has_no_attention_that_reads_masks_and_is_not_timed_where_one_matters():
+    case = Case(Causal(), torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)), torch.arange(3))
+    with quiet(), pytest.raises((InputError, ValueError), match=r"give other outputs|attn_mask"):
+        CONTENDERS["opacus-ghost"].prepare(case)
+
+
+@pytest.mark.parametrize("options", [{"batch_first": False}, {"dropout": 0.1}, {"bias": False}, {"add_zero_attn": True}])
+def test_attention_that_cannot_be_exchanged_is_refused(options):
+    with pytest.raises(InputError, match=r"nn\.MultiheadAttention with options"):
+        SeparateAttention(torch.nn.MultiheadAttention(4, 2, **({"batch_first": True} | options)))
 
 
 @pytest.mark.parametrize("contender", [name for name in CONTENDERS if name not in OPACUS])
