@@ -42,13 +42,15 @@ def profiled(case: Case, contender: Contender) -> list[dict[str, Any]]:
     ]
 
 
-def alive_at_peak(case: Case, contender: Contender) -> list[dict[str, Any]]:
-    """Return which operators made the tensors that are alive when one step holds the most memory, most bytes first.
+def alive_at_peak(case: Case, contender: Contender) -> dict[str, Any]:
+    """Say what is alive when one step holds the most memory: which tensors, made by which operators, in which pass.
 
-    What a kernel allocates inside itself is not seen, and on an accelerator the reverse pass is not.
+    What the forward pass made and is still alive has been kept for the reverse pass (activations); the reverse pass makes
+    gradients, of the batch or of every example, and temporaries. What a kernel allocates inside itself is not seen.
 
     Returns:
-        Per operator its name, the bytes of its tensors that are alive, and their share of all bytes at the peak.
+        `bytes` at the peak beside model and batch, those made in the `forward` and in the `reverse` pass, the operator `at`
+        which the peak is reached, and the `operators` with the most bytes: name, pass, bytes, share of all bytes.
     """
     with quiet():
         step = contender.prepare(case)
@@ -56,8 +58,22 @@ def alive_at_peak(case: Case, contender: Contender) -> list[dict[str, Any]]:
         case.model.zero_grad(set_to_none=True)
         with _Allocations() as seen:
             step()
-    total = sum(seen.at_peak.values()) or 1
-    return [{"operator": name, "bytes": count, "share": count / total} for name, count in seen.at_peak.most_common(OPERATORS)]
+    made = Counter({origin: count for origin, count in seen.at_peak.items() if count})
+    total = sum(made.values())
+    return {
+        "bytes": total,
+        "at": " ".join(seen.peak_in),
+        **{name: sum(count for (_, its), count in made.items() if its == name) for name in (FORWARD, REVERSE)},
+        "operators": [
+            {"operator": operator, "pass": name, "bytes": count, "share": count / total}
+            for (operator, name), count in made.most_common(OPERATORS)
+        ],
+    }
+
+
+FORWARD, REVERSE = "forward", "reverse"
+_Origin = tuple[str, str]
+"""Operator and pass."""
 
 
 class _Allocations(TorchDispatchMode):
@@ -65,8 +81,9 @@ class _Allocations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now: Counter[str] = Counter()
-        self.at_peak: Counter[str] = Counter()
+        self.now: Counter[_Origin] = Counter()
+        self.at_peak: Counter[_Origin] = Counter()
+        self.peak_in: _Origin = ("", "")
         self._known: set[int] = set()
         self._total = self._peak = 0
 
@@ -75,28 +92,33 @@ class _Allocations(TorchDispatchMode):
             if isinstance(value, torch.Tensor):  # what was there before, and what comes in as an argument, is not the step's
                 self._follow(value, None)
         result = func(*args, **(kwargs or {}))
+        # Autograd numbers the reverse passes that run; outside of one there is no number.
+        here = REVERSE if torch._C._current_graph_task_id() != -1 else FORWARD
+        origin = (str(func.overloadpacket), here)
         for value in tree_leaves(result):
             if isinstance(value, torch.Tensor):
-                self._follow(value, str(func.overloadpacket))
+                self._follow(value, origin)
         if self._total > self._peak:
-            self._peak, self.at_peak = self._total, self.now.copy()
+            self._peak, self.at_peak, self.peak_in = self._total, self.now.copy(), origin
         return result
 
-    def _follow(self, tensor: torch.Tensor, operator: str | None) -> None:
+    def _follow(self, tensor: torch.Tensor, origin: _Origin | None) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
             return
         self._known.add(key)
-        size = storage.nbytes() if operator is not None else 0
-        self.now[operator or ""] += size
-        self._total += size
-        weakref.finalize(storage, self._forget, key, operator or "", size)
+        size = storage.nbytes() if origin is not None else 0
+        weakref.finalize(storage, self._forget, key, origin, size)
+        if origin is not None:
+            self.now[origin] += size
+            self._total += size
 
-    def _forget(self, key: int, operator: str, size: int) -> None:
+    def _forget(self, key: int, origin: _Origin | None, size: int) -> None:
         self._known.discard(key)
-        self.now[operator] -= size
-        self._total -= size
+        if origin is not None:
+            self.now[origin] -= size
+            self._total -= size
 
 
 def _microseconds(event: Any, device: str) -> float:

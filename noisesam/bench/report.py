@@ -160,7 +160,9 @@ def markdown(document: Document) -> str:
     if document.get("peaks"):
         parts.append("### What is alive at the peak of memory where a target is missed")
         parts.append(
-            "Tensors by the operator that made them, beside model and batch; what a kernel allocates inside is not seen."
+            "Tensors beside model and batch. Those of the forward pass are kept for the reverse pass (activations); those of "
+            "the reverse pass are gradients, of the batch or of every example, and temporaries. What a kernel allocates "
+            "inside itself is not seen."
         )
         parts.append(_laid_out(peaks_table(document)))
     return "\n\n".join(parts) + "\n"
@@ -179,9 +181,16 @@ def peaks_table(document: Document) -> Table:
     """One row per step whose memory was looked into: the operators whose results are alive at its peak."""
     rows = []
     for one in document["peaks"]:
-        operators = ", ".join(f"{op['operator']} {op['bytes'] / 1e6:.1f} MB ({op['share']:.0%})" for op in one["operators"])
-        rows.append((one["model"], one["contender"], operators))
-    return ("model", "step", "operators by bytes alive"), rows
+        operators = ", ".join(
+            f"{op['operator']} ({op['pass']}) {_megabytes(op['bytes'])} ({op['share']:.0%})" for op in one["operators"]
+        )
+        sizes = (_megabytes(one[part]) for part in ("bytes", "forward", "reverse"))
+        rows.append((one["model"], one["contender"], *sizes, one["at"], operators))
+    return ("model", "step", "alive", "of forward pass", "of reverse pass", "peak at", "operators by bytes alive"), rows
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
 
 
 def _laid_out(table: Table) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -167,19 +167,24 @@ def _time(
     here = {"model": model.name, "threads": setting.threads, "precision": setting.precision}
     document["timings"] += [here | _timing_row(one, seconds.get(BASE)) for one in timings]
     best = next((note for one in timings if one.contender == BEST_VMAP for note in one.notes), "")
-    if best:
-        fastest.setdefault(BEST_VMAP, best.rpartition(" ")[2])
+    form = {BEST_VMAP: best.rpartition(" ")[2]} if best else {}
+    fastest |= form | fastest
     verdicts = judge(model.name, seconds, {one.contender: one.reason for one in timings if one.median is None})
     document["verdicts"] += [here | _verdict_row(one) for one in verdicts]
+    swapped = {one.contender for one in timings if one.by_alternative}
     document["profiles"] += [
-        here | {"contender": name, "operators": profiled(case, CONTENDERS[name])} for name in _explained(verdicts)
+        here | {"contender": one.name, "operators": profiled(case, one)} for one in _explained(verdicts, form, swapped)
     ]
 
 
-def _explained(verdicts: list[Verdict]) -> list[str]:
-    """Whose profile explains a missed target: the contenders on both sides of its ratio, each once."""
+def _explained(verdicts: list[Verdict], fastest: dict[str, str], swapped: Collection[str] = ()) -> list[Contender]:
+    """Whose profile explains a missed target: the contenders on both sides of its ratio, each once, as they were timed."""
     missed = [one.target for one in verdicts if one.verdict == MISSED and one.measured is not None]
-    return [name for name in CONTENDERS if any(name in (target.above, target.below) for target in missed)]
+    sides = {fastest.get(side, side) for target in missed for side in (target.above, target.below)}
+    found = [one for one in CONTENDERS.values() if one.name in sides]
+    return [
+        replace(one, prepare=one.alternative) if one.name in swapped and one.alternative is not None else one for one in found
+    ]
 
 
 def _weigh(
@@ -208,10 +213,10 @@ def _weigh(
         document["memory"].append(here | row)
     verdicts = judge(model.name, grown, reasons, quantity="memory")
     document["verdicts"] += [here | {"threads": 1} | _verdict_row(one) for one in verdicts]
-    missed = _explained(verdicts)
+    missed = _explained(verdicts, fastest)
     if missed:
         case = Case.of(model, device=plan.device, precision=precision, quick=plan.quick)
-        document["peaks"] += [here | {"contender": name, "operators": alive_at_peak(case, CONTENDERS[name])} for name in missed]
+        document["peaks"] += [here | {"contender": one.name} | alive_at_peak(case, one) for one in missed]
 
 
 def _timing_row(one: Timing, base: float | None) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class Timing:
     """Against one example at a time, of the gradient or of the norms; None where it computes something else."""
     notes: list[str] = field(default_factory=list)
     reason: str = ""
+    by_alternative: bool = False
+    """Timed is what takes the contender's place."""
 
     @property
     def median(self) -> float | None:
@@ -124,6 +126,7 @@ def _warmed(case: Case, one: Contender, timing: Timing, truth: dict[str, list[Te
                     timing.notes += sorted({str(warning.message) for warning in caught if warning.category is UserWarning})
                 timing.notes += [str(warning.message) for warning in caught if warning.category is ContenderNote]
                 if way:
+                    timing.by_alternative = True
                     timing.notes.append(f"timed with {one.alternative_words}, since: {timing.reason}")
                 timing.reason = ""
                 if not one.slow:  # what is proven or compiled at the first call is not the price of a step

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 
 from noisesam.bench import CONTENDERS, MODELS, TARGETS, judge, outside, plan, run, write_report
 from noisesam.bench.case import RHO, Case
-from noisesam.bench.contenders import BASE, BEST_VMAP, LOOP, ONE_SAM, SAM, VMAP
+from noisesam.bench.contenders import BASE, BEST_VMAP, LOOP, ONE_SAM, SAM, VMAP, Contender
+from noisesam.bench.profiling import alive_at_peak
 from noisesam.bench.readable import SeparateAttention
 from noisesam.bench.report import times_table, verdicts_table
-from noisesam.bench.suite import machine_kind
+from noisesam.bench.suite import _explained, machine_kind
+from noisesam.bench.targets import Verdict
 from noisesam.bench.timing import measure, quiet, relative_error
 from noisesam.cli import app
 from noisesam.errors import InputError, MissingExtraError
@@ -132,6 +134,7 @@ def test_a_refused_contender_gives_way_to_its_alternative_and_says_so():
     assert found.notes == ["timed with patience, since: ValueError: no rule"]
     refused = measure(tiny("mlp", torch.float32), [dataclasses.replace(mended, alternative=None)], rounds=1, slow_rounds=1)[0]
     assert (refused.median, refused.reason) == (None, "ValueError: no rule")
+    assert (found.by_alternative, refused.by_alternative) == (True, False)
 
 
 def test_slow_contenders_run_fewer_rounds():
@@ -223,7 +226,8 @@ def test_every_missed_target_comes_with_the_profile_of_both_sides(document):
     for quantity, kept in (("time", "profiles"), ("memory", "peaks")):
         missed = [row for row in document["verdicts"] if row["verdict"] == "missed" and row["quantity"] == quantity]
         expected = {name for row in missed for name in sides[row["target"]]}
-        assert {one["contender"] for one in document[kept]} == {name for name in expected if name in CONTENDERS}
+        form = document["timings"][-1]["notes"][0].rpartition(" ")[2]
+        assert {one["contender"] for one in document[kept]} == {form if name == BEST_VMAP else name for name in expected}
     for one in document["profiles"]:
         times = [operator["ms"] for operator in one["operators"]]
         assert len(times) == 5
@@ -343,9 +347,6 @@ def test_units_count_the_calls_that_are_told():
 
 
 def test_what_is_alive_at_the_peak_is_counted_to_the_byte():
-    from noisesam.bench.contenders import Contender
-    from noisesam.bench.profiling import alive_at_peak
-
     def prepare(case):
         def step():
             kept = torch.ones(1000) * 2  # 4,000 bytes of mul; those of ones are gone when the next tensor comes
@@ -355,5 +356,58 @@ def test_what_is_alive_at_the_peak_is_counted_to_the_byte():
 
         return step
 
-    found = alive_at_peak(Case.of(MODELS["mlp"], quick=True), Contender("x", "x", "x", prepare))
-    assert [(one["operator"], one["bytes"]) for one in found if one["bytes"]] == [("aten.cat", 8000), ("aten.mul", 4000)]
+    found = alive_at_peak(tiny("mlp", torch.float32), Contender("x", "x", "x", prepare))
+    assert [(one["operator"], one["bytes"]) for one in found["operators"]] == [("aten.cat", 8000), ("aten.mul", 4000)]
+    assert (found["bytes"], found["forward"], found["reverse"], found["at"]) == (12000, 12000, 0, "aten.cat forward")
+
+
+def test_what_the_graph_alone_keeps_is_alive_and_what_the_reverse_pass_makes_is_told_apart():
+    def prepare(case):
+        leaf = torch.ones(1000, requires_grad=True)
+
+        def step():
+            loss = leaf.exp().cos().sum()  # exp and, as the input of cos, its result: one tensor of 4,000 bytes
+            leaf.grad = None
+            loss.backward()
+
+        return step
+
+    found = alive_at_peak(tiny("mlp", torch.float32), Contender("x", "x", "x", prepare))
+    # The reverse pass of cos multiplies by -sin: at least sin and its negative are alive at once.
+    assert found["forward"] == 4000 + 4 + 4  # the result of exp, kept by the graph alone; the loss; the 1 it starts from
+    assert found["reverse"] >= 2 * 4000
+    assert found["at"].endswith(" reverse")
+    assert sum(one["bytes"] for one in found["operators"]) <= found["bytes"] == found["forward"] + found["reverse"]
+
+
+def test_per_example_weight_gradients_are_what_stands_out_at_the_peak_of_1_sam():
+    case = tiny("text", torch.float32)
+    ours, plain = (alive_at_peak(case, CONTENDERS[name])["reverse"] for name in (ONE_SAM, BASE))
+    assert ours > plain
+
+
+def test_a_contender_is_profiled_as_it_was_timed():
+    name = "opacus-ghost"
+    target = next(one for one in TARGETS if one.below == name)
+    missed = [Verdict(target, "mlp", 0.9, "missed")]
+    assert [one.name for one in _explained(missed, {})] == ["norms", name]
+    swapped = _explained(missed, {}, {name})[1]
+    assert swapped.prepare is CONTENDERS[name].alternative
+    vmap = next(one for one in TARGETS if one.above == BEST_VMAP)
+    assert [one.name for one in _explained([Verdict(vmap, "mlp", 3.0, "missed")], {BEST_VMAP: VMAP[1]})] == [ONE_SAM, VMAP[1]]
+    unmeasured = [Verdict(target, "mlp", None, "missed", "it broke")]
+    assert _explained(unmeasured, {}) == []
+
+
+def test_a_missed_memory_is_shown_by_pass_and_operator(document, tmp_path):
+    rows = [
+        {"operator": "aten.bmm", "pass": "reverse", "bytes": 54_000_000, "share": 0.6},
+        {"operator": "aten.relu", "pass": "forward", "bytes": 36_000_000, "share": 0.4},
+    ]
+    peak = {"model": "mlp", "precision": "float32", "contender": ONE_SAM, "bytes": 90_000_000, "forward": 36_000_000}
+    peak |= {"reverse": 54_000_000, "at": "aten.bmm reverse", "operators": rows}
+    readme = write_report(document | {"peaks": [peak]}, tmp_path)[1].read_text(encoding="utf-8")
+    line = (
+        "| mlp | 1-sam | 90.0 MB | 36.0 MB | 54.0 MB | aten.bmm reverse | aten.bmm (reverse) 54.0 MB (60%), aten.relu (forward)"
+    )
+    assert line in readme
