@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _SUBPACKAGES = (
-    "analysis", "data", "gradients", "methods", "models", "plotting", "regularizers", "runs", "tracking", "training",
+    "analysis", "data", "gradients", "methods", "models", "plotting", "regularizers", "runs", "testing", "tracking", "training",
 )  # fmt: skip
 
 _ATTRIBUTES = {
@@ -22,6 +22,21 @@ _ATTRIBUTES = {
     "LSAM": "methods",
     "JSAM": "methods",
     "RegularizedSGD": "methods",
+    "ESAM": "methods",
+    "LookSAM": "methods",
+    "LookLayerSAM": "methods",
+    "SAF": "methods",
+    "MESA": "methods",
+    "FisherSparseSAM": "methods",
+    "DynamicSparseSAM": "methods",
+    "FriendlySAM": "methods",
+    "AUSAM": "methods",
+    "ASAM": "methods",
+    "GSAM": "methods",
+    "SANER": "methods",
+    "VaSSO": "methods",
+    "GNP": "methods",
+    "RandomSAM": "methods",
     "Method": "methods",
     "StepResult": "methods",
     "decompose": "gradients",
@@ -43,15 +58,30 @@ if TYPE_CHECKING:
     from noisesam.gradients import decompose as decompose
     from noisesam.gradients import mixed_point_gradient as mixed_point_gradient
     from noisesam.gradients import per_example_gradients as per_example_gradients
+    from noisesam.methods import ASAM as ASAM
+    from noisesam.methods import AUSAM as AUSAM
+    from noisesam.methods import ESAM as ESAM
+    from noisesam.methods import GNP as GNP
+    from noisesam.methods import GSAM as GSAM
     from noisesam.methods import JSAM as JSAM
     from noisesam.methods import LSAM as LSAM
+    from noisesam.methods import MESA as MESA
     from noisesam.methods import MSAM as MSAM
+    from noisesam.methods import SAF as SAF
     from noisesam.methods import SAM as SAM
+    from noisesam.methods import SANER as SANER
     from noisesam.methods import SGD as SGD
+    from noisesam.methods import DynamicSparseSAM as DynamicSparseSAM
+    from noisesam.methods import FisherSparseSAM as FisherSparseSAM
+    from noisesam.methods import FriendlySAM as FriendlySAM
+    from noisesam.methods import LookLayerSAM as LookLayerSAM
+    from noisesam.methods import LookSAM as LookSAM
     from noisesam.methods import Method as Method
     from noisesam.methods import OneSAM as OneSAM
+    from noisesam.methods import RandomSAM as RandomSAM
     from noisesam.methods import RegularizedSGD as RegularizedSGD
     from noisesam.methods import StepResult as StepResult
+    from noisesam.methods import VaSSO as VaSSO
     from noisesam.regularizers import JSAMRegularizer as JSAMRegularizer
     from noisesam.runs import open_run as open_run
     from noisesam.runs import open_runs as open_runs

@@ -9,25 +9,55 @@ from noisesam.methods.registry import MethodDescription, class_named, describe, 
 from noisesam.methods.result import StepResult, StepTerms
 
 if TYPE_CHECKING:
+    from noisesam.methods.asam import ASAM
+    from noisesam.methods.ausam import AUSAM
+    from noisesam.methods.esam import ESAM
+    from noisesam.methods.f_sam import FriendlySAM
+    from noisesam.methods.gnp import GNP
+    from noisesam.methods.gsam import GSAM
+    from noisesam.methods.looklayersam import LookLayerSAM
+    from noisesam.methods.looksam import LookSAM
     from noisesam.methods.m_sam import MSAM
+    from noisesam.methods.mesa import MESA
     from noisesam.methods.per_example import JSAM, LSAM, OneSAM
+    from noisesam.methods.random_sam import RandomSAM
     from noisesam.methods.reg_sgd import RegularizedSGD
+    from noisesam.methods.saf import SAF
     from noisesam.methods.sam import SAM
+    from noisesam.methods.saner import SANER
     from noisesam.methods.sgd import SGD
+    from noisesam.methods.ssam_d import DynamicSparseSAM
+    from noisesam.methods.ssam_f import FisherSparseSAM
+    from noisesam.methods.vasso import VaSSO
 
 __all__ = [
+    "ASAM",
+    "AUSAM",
+    "ESAM",
+    "GNP",
+    "GSAM",
     "JSAM",
     "LSAM",
+    "MESA",
     "MSAM",
+    "SAF",
     "SAM",
+    "SANER",
     "SGD",
+    "DynamicSparseSAM",
+    "FisherSparseSAM",
+    "FriendlySAM",
+    "LookLayerSAM",
+    "LookSAM",
     "Method",
     "MethodDescription",
     "NonFiniteLossError",
     "OneSAM",
+    "RandomSAM",
     "RegularizedSGD",
     "StepResult",
     "StepTerms",
+    "VaSSO",
     "describe",
     "make",
     "names",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ from noisesam.gradients.losses import PerExampleLoss, resolve
 from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
 from noisesam.gradients.mixed_point import check_rho
 from noisesam.gradients.randomness import RandomState
-from noisesam.methods.result import Outcome, Scales, StepResult, StepTerms
+from noisesam.methods.result import Outcome, StepCall, StepResult, StepTerms
 
 
 class NonFiniteLossError(NoisesamError, FloatingPointError):
@@ -43,6 +43,8 @@ class Method(ABC):
     hyperparameters: ClassVar[Mapping[str, str]] = {}
     """What each hyper-parameter means; the defaults stand in the signature."""
     limits: ClassVar[tuple[str, ...]] = ()
+    spans_training: ClassVar[tuple[str, ...]] = ()
+    """Hyper-parameters that are the number of epochs of the whole run: the training loop fills them in."""
     rho: float | None = None
 
     def __init__(
@@ -98,7 +100,7 @@ class Method(ABC):
         parameters = trainable(self.model)
         loss_scale = self._loss_scale(scaler)
         with torch.enable_grad():
-            outcome = self._step(batch, parameters, Scales(loss_scale, float(scale)))
+            outcome = self._step(batch, parameters, StepCall(loss_scale, float(scale), new_step))
         finite = outcome.finite and self._losses_are_finite(outcome)
         if finite and scaler is not None:
             finite = all(bool(value.isfinite().all()) for value in outcome.gradient.values())
@@ -111,9 +113,11 @@ class Method(ABC):
                 remedy="Check what is frozen, detached or run under torch.no_grad().",
             )
         _add_to_grad(parameters, outcome.gradient if finite else _infinite(parameters, outcome.gradient))
-        if finite and new_step:
-            self.steps += 1
-            outcome.commit()
+        if finite:
+            outcome.remember()
+            if new_step:
+                self.steps += 1
+                outcome.commit()
         evaluated = torch.ones_like(outcome.losses, dtype=torch.bool) if outcome.evaluated is None else outcome.evaluated
         return StepResult(
             loss=outcome.losses[evaluated].mean().detach(),
@@ -126,8 +130,8 @@ class Method(ABC):
         )
 
     @abstractmethod
-    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
-        """Compute the gradient, times `scales.total`, and change nothing but torch's generators and the model's buffers."""
+    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
+        """Compute the gradient, times `call.total`, and change nothing but torch's generators and the model's buffers."""
 
     # ------------------------------------------------------------------ what can be asked of a method
 
@@ -152,8 +156,8 @@ class Method(ABC):
 
     def step_gradient(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor]:
         """Return the gradient that `backward` would add, by parameter name; nothing is changed."""
-        with torch.enable_grad(), _unchanged(self.model):
-            outcome = self._step(Batch.of(inputs, targets, index), trainable(self.model), Scales())
+        with torch.enable_grad(), unchanged(self.model):
+            outcome = self._step(Batch.of(inputs, targets, index), trainable(self.model), StepCall())
         return {name: value.detach() for name, value in outcome.gradient.items()}
 
     def start_epoch(self, epoch: int) -> None:
@@ -178,6 +182,10 @@ class Method(ABC):
 
     # ------------------------------------------------------------------ shared parts
 
+    def _step_number(self, call: StepCall) -> int:
+        """Return the number of the step that this call belongs to, from 0: micro-batches share their step's."""
+        return self.steps if call.new_step else max(self.steps - 1, 0)
+
     def radii(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
         """Return rho of every parameter: its group's where it has one."""
         default = 0.0 if self.rho is None else self.rho
@@ -199,22 +207,46 @@ class Method(ABC):
         return radii
 
     def _mean_gradient(
-        self, batch: Batch, parameters: dict[str, nn.Parameter], scale: float
+        self,
+        batch: Batch,
+        parameters: Mapping[str, nn.Parameter],
+        scale: float,
+        *,
+        weights: Tensor | None = None,
+        further_residual: Callable[[Tensor, slice], Tensor] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return scale times the gradient of the mean loss at the present weights, with logits and losses."""
+        """Return scale times the gradient of the mean loss at the present weights, with logits and losses.
+
+        `weights` (b,) multiply the examples' terms; `further_residual` gives what is added to the residual of the loss for
+        the logits of some rows.
+        """
         chunk_size = self._chunk(batch)
         if chunk_size is not None and chunk_size < batch.size:
             self._refuse_chunked_batch_normalisation()
         gradient: dict[str, Tensor] = {}
         rows: list[tuple[Tensor, Tensor]] = []
-        for _, chunk in batch.chunks(chunk_size):
+        for part, chunk in batch.chunks(chunk_size):
             output = call_model(self.model, chunk.inputs)
-            residual = self.loss.residual(output, chunk.targets) * (scale / batch.size)
+            residual = self.loss.residual(output, chunk.targets)
+            if further_residual is not None:
+                residual = residual + further_residual(output.detach(), part).to(residual.dtype)
+            if weights is not None:
+                residual = residual * weights[part].to(residual.dtype).view(-1, *[1] * (residual.dim() - 1))
+            residual = residual * (scale / batch.size)
             rows.append((output.detach(), self.loss(output.detach(), chunk.targets)))
             for name, value in pull_back(output, residual, parameters).items():
                 gradient[name] = gradient[name] + value if name in gradient else value
         logits, losses = (torch.cat(column) for column in zip(*rows, strict=True))
         return gradient, logits, losses
+
+    def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits and losses at the present weights, without a graph."""
+        chunk_size = self._chunk(batch)
+        if chunk_size is not None and chunk_size < batch.size:
+            self._refuse_chunked_batch_normalisation()
+        with torch.no_grad():
+            logits = torch.cat([call_model(self.model, chunk.inputs) for _, chunk in batch.chunks(chunk_size)])
+        return logits, self.loss(logits, batch.targets)
 
     def _chunk(self, batch: Batch) -> int | None:
         """Return how many examples of this batch are computed at once, None for all."""
@@ -241,9 +273,9 @@ class Method(ABC):
         return all(bool(values.isfinite().all()) for values in [losses, *outcome.further_losses])
 
     def _non_finite(self, outcome: Outcome) -> NonFiniteLossError:
-        for where, losses in [("w", outcome.losses), *(("the perturbed weights", other) for other in outcome.further_losses)]:
-            evaluated = torch.ones_like(losses, dtype=torch.bool) if outcome.evaluated is None else outcome.evaluated
-            rows = (~losses.isfinite() & evaluated).nonzero().flatten().tolist()
+        at_w = outcome.losses if outcome.evaluated is None else torch.where(outcome.evaluated, outcome.losses, 0)
+        for where, losses in [("w", at_w), *(("the perturbed weights", other) for other in outcome.further_losses)]:
+            rows = (~losses.isfinite()).nonzero().flatten().tolist()
             if rows:
                 shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
                 return NonFiniteLossError(
@@ -264,7 +296,15 @@ def pull_back(output: Tensor, residual: Tensor, parameters: Mapping[str, nn.Para
         return {}
     with torch.autocast(output.device.type, enabled=False):
         gradients = torch.autograd.grad(output, list(parameters.values()), residual.to(output.dtype), allow_unused=True)
-    return {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    found = {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    for name, value in found.items():
+        if value.layout != torch.strided:
+            raise InputError(
+                f"A sparse gradient of {name!r}",
+                expected="dense gradients: eps has an entry for every weight",
+                remedy="Build the embedding with sparse=False.",
+            )
+    return found
 
 
 def _add_to_grad(parameters: Mapping[str, nn.Parameter], gradient: Mapping[str, Tensor]) -> None:
@@ -288,7 +328,7 @@ def _infinite(parameters: Mapping[str, nn.Parameter], gradient: Mapping[str, Ten
     return {name: torch.full_like(parameters[name], torch.inf) for name in names}
 
 
-class _unchanged:  # noqa: N801
+class unchanged:  # noqa: N801
     """Leave the model's buffers and torch's generators as they were."""
 
     def __init__(self, model: nn.Module) -> None:

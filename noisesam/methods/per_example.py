@@ -14,7 +14,7 @@ from noisesam.gradients.engine.selection import check_engine, engine_for
 from noisesam.gradients.losses import Loss
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm, mixed_point_step
 from noisesam.methods.base import Method
-from noisesam.methods.result import Outcome, Scales, StepTerms
+from noisesam.methods.result import Outcome, StepCall, StepTerms
 
 
 class PerExampleMethod(Method):
@@ -49,9 +49,9 @@ class PerExampleMethod(Method):
         self.rho = check_rho(rho)
         self.engine = check_engine(engine)
 
-    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
+    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         return per_example_outcome(
-            self.model, batch, self.loss, self.radii(parameters), scales.total,
+            self.model, batch, self.loss, self.radii(parameters), call.total,
             jacobian=self.jacobian_perturbed, residual=self.residual_perturbed,
             engine=self.engine, chunk_size=self._chunk(batch),
         )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Batch, call_model
 from noisesam.methods.base import Method, pull_back
-from noisesam.methods.result import Outcome, Scales
+from noisesam.methods.result import Outcome, StepCall
 from noisesam.regularizers import JSAMRegularizer
 
 
@@ -97,7 +97,7 @@ class RegularizedSGD(Method):
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
+    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         chunk_size = self._chunk(batch)
         if chunk_size is not None and chunk_size < batch.size:
             self._refuse_chunked_batch_normalisation()
@@ -107,8 +107,8 @@ class RegularizedSGD(Method):
             for _, chunk in batch.chunks(chunk_size):
                 output = self._recorded_forward(regularizer, chunk)
                 penalty = regularizer(chunk.targets)
-                share = scales.total * chunk.size / batch.size
-                residual = self.loss.residual(output, chunk.targets) * (scales.total / batch.size)
+                share = call.total * chunk.size / batch.size
+                residual = self.loss.residual(output, chunk.targets) * (call.total / batch.size)
                 rows.append((output.detach(), self.loss(output.detach(), chunk.targets)))
                 # One reverse pass for both: the penalty joins the output as one more number to be pulled back.
                 for name, value in _pull_back_both(output, residual, penalty, share, parameters).items():

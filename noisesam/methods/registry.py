@@ -22,6 +22,21 @@ _REGISTRY: dict[str, str] = {
     "l-sam": "noisesam.methods.per_example:LSAM",
     "j-sam": "noisesam.methods.per_example:JSAM",
     "reg-sgd": "noisesam.methods.reg_sgd:RegularizedSGD",
+    "esam": "noisesam.methods.esam:ESAM",
+    "looksam": "noisesam.methods.looksam:LookSAM",
+    "looklayersam": "noisesam.methods.looklayersam:LookLayerSAM",
+    "saf": "noisesam.methods.saf:SAF",
+    "mesa": "noisesam.methods.mesa:MESA",
+    "ssam-f": "noisesam.methods.ssam_f:FisherSparseSAM",
+    "ssam-d": "noisesam.methods.ssam_d:DynamicSparseSAM",
+    "f-sam": "noisesam.methods.f_sam:FriendlySAM",
+    "ausam": "noisesam.methods.ausam:AUSAM",
+    "asam": "noisesam.methods.asam:ASAM",
+    "gsam": "noisesam.methods.gsam:GSAM",
+    "saner": "noisesam.methods.saner:SANER",
+    "vasso": "noisesam.methods.vasso:VaSSO",
+    "gnp": "noisesam.methods.gnp:GNP",
+    "random-sam": "noisesam.methods.random_sam:RandomSAM",
 }
 
 COMMON = {

@@ -40,13 +40,15 @@ class StepTerms:
 
 
 @dataclass(frozen=True)
-class Scales:
-    """The factors on the final gradient."""
+class StepCall:
+    """How a step is asked for: the factors on the final gradient, and whether it is a step of its own."""
 
     loss: float = 1.0
     """The GradScaler's scale: also multiplies what is differentiated for the ascent, and is divided out of eps."""
     final: float = 1.0
     """The caller's factor, for ragged micro-batches."""
+    new_step: bool = True
+    """False for every micro-batch after the first: what is drawn, counted or averaged by step holds still."""
 
     @property
     def total(self) -> float:
@@ -59,7 +61,7 @@ class Outcome:
     """A step that has been computed but not yet taken: the weights, `.grad` and the method's state are as before."""
 
     gradient: dict[str, Tensor]
-    """By parameter name, times `Scales.total`."""
+    """By parameter name, times `StepCall.total`."""
     logits: Tensor
     losses: Tensor
     forward_examples: int
@@ -67,8 +69,10 @@ class Outcome:
     gradient_norms: Tensor | None = None
     evaluated: Tensor | None = None
     further_losses: list[Tensor] = field(default_factory=list)
-    """Losses at other weights: not returned, but they must be finite too."""
+    """Losses at other weights, one for each row of the batch (0 where not evaluated): not returned, but they must be finite."""
     finite: bool = True
     """Whether every intermediate gradient was finite."""
     commit: Callable[[], None] = lambda: None
-    """Advances the method's state."""
+    """Advances the method's state by one step."""
+    remember: Callable[[], None] = lambda: None
+    """Writes what the method remembers of these examples, in every call that visits them."""

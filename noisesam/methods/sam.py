@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,15 +13,14 @@ from torch import Tensor, nn
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Batch, Inputs, call_model, devices_of, trainable
 from noisesam.gradients.engine.selection import check_engine
-from noisesam.gradients.mixed_point import check_rho
 from noisesam.gradients.randomness import RandomState
-from noisesam.methods.base import Method
 from noisesam.methods.per_example import per_example_outcome, per_example_perturbation
-from noisesam.methods.result import Outcome, Scales
-from noisesam.methods.weights import ascent, global_norm, kept_buffers, moved_weights
+from noisesam.methods.result import Outcome, StepCall
+from noisesam.methods.shared_perturbation import Planned, SharedPerturbation
+from noisesam.methods.weights import ascent, kept_buffers
 
 
-class SAM(Method):
+class SAM(SharedPerturbation):
     """The gradient of the batch loss at w + eps, eps = rho g/||g||, g the gradient of the batch loss at w.
 
     With `examples_per_shard` = m the batch is cut into consecutive shards of m examples, each with its own eps; the
@@ -51,8 +53,6 @@ class SAM(Method):
     name = "sam"
     title = "Sharpness-aware minimisation"
     rule = "mean_i J_i(w+eps)^T r_i(w+eps), eps = rho g/||g||"
-    cost = "2F + 2B"
-    passes = ("2", "2")
     reference = "Foret et al. 2021, arXiv 2010.01412"
     hyperparameters = {  # noqa: RUF012
         "rho": "radius of the perturbation, in the units of the weights",
@@ -71,7 +71,7 @@ class SAM(Method):
         engine: str = "auto",
         **options: Any,
     ) -> None:
-        super().__init__(model, **options)
+        super().__init__(model, rho=rho, **options)
         whole = isinstance(examples_per_shard, int) and not isinstance(examples_per_shard, bool)
         if examples_per_shard is not None and not (whole and examples_per_shard >= 1):
             raise InputError(
@@ -79,50 +79,40 @@ class SAM(Method):
                 expected="a positive number of examples, or None for the whole batch",
                 remedy="It counts the examples of a shard, not the shards.",
             )
-        self.rho = check_rho(rho)
         self.examples_per_shard = examples_per_shard
         self.normalize = normalize
         self.engine = check_engine(engine)
 
-    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
+    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         radii = self.radii(parameters)
         if self._per_example:
             return per_example_outcome(
-                self.model, batch, self.loss, radii, scales.total, jacobian=True, residual=True,
+                self.model, batch, self.loss, radii, call.total, jacobian=True, residual=True,
                 engine=self.engine, chunk_size=self._chunk(batch),
             )  # fmt: skip
-        shards = list(batch.chunks(self.examples_per_shard))
-        statistics_pass = len(shards) > 1 and self._normalises_over_the_batch()
+        shards = [shard for _, shard in batch.chunks(self.examples_per_shard)]
+        if len(shards) == 1:
+            return self._two_passes(batch, parameters, call)
+        statistics_pass = self._normalises_over_the_batch()
         if statistics_pass:
             self._update_statistics(batch)
         gradient: dict[str, Tensor] = {}
-        logits, losses, moved_losses = [], [], []
-        finite = True
-        for _, shard in shards:
-            state = RandomState.capture(devices_of(self.model))
-            if statistics_pass:
-                with kept_buffers(self.model):
-                    clean = self._mean_gradient(shard, parameters, scales.loss)
-            else:
-                clean = self._mean_gradient(shard, parameters, scales.loss)
-            after = RandomState.capture(devices_of(self.model))
-            eps = ascent(clean[0], self._ascent_radii(radii, scales), normalize=self.normalize)
-            finite = finite and bool(global_norm(clean[0]).isfinite())
-            state.restore()
-            with kept_buffers(self.model), moved_weights(parameters, eps):
-                share = scales.total * shard.size / batch.size
-                moved = self._mean_gradient(shard, parameters, share)
-            after.restore()
-            for name, value in moved[0].items():
+        outcomes = []
+        for shard in shards:
+            part = replace(call, final=call.final * shard.size / batch.size)
+            with kept_buffers(self.model) if statistics_pass else nullcontext():
+                outcomes.append(self._two_passes(shard, parameters, part))
+            for name, value in outcomes[-1].gradient.items():
                 gradient[name] = gradient[name] + value if name in gradient else value
-            logits.append(clean[1])
-            losses.append(clean[2])
-            moved_losses.append(moved[2])
         forwards = (3 if statistics_pass else 2) * batch.size
         return Outcome(
-            gradient, torch.cat(logits), torch.cat(losses), forwards, 2 * batch.size,
-            further_losses=[torch.cat(moved_losses)], finite=finite,
+            gradient, torch.cat([o.logits for o in outcomes]), torch.cat([o.losses for o in outcomes]),
+            forwards, 2 * batch.size, further_losses=[torch.cat([o.further_losses[0] for o in outcomes])],
+            finite=all(o.finite for o in outcomes),
         )  # fmt: skip
+
+    def _ascent(self, clean: Mapping[str, Tensor], parameters: dict[str, nn.Parameter], call: StepCall) -> Planned:
+        return Planned(ascent(clean, self.radii(parameters), normalize=self.normalize))
 
     def perturbation(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor] | None:
         """Return the batch's eps by parameter name, or (b, *shape) where shards have their own."""
@@ -143,10 +133,6 @@ class SAM(Method):
     @property
     def _per_example(self) -> bool:
         return self.examples_per_shard == 1 and self.normalize
-
-    def _ascent_radii(self, radii: dict[str, float], scales: Scales) -> dict[str, float]:
-        """Take the loss scale out of the unnormalised rule; the normalised one does not see it."""
-        return radii if self.normalize else {name: radius / scales.loss for name, radius in radii.items()}
 
     def _normalises_over_the_batch(self) -> bool:
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.model.modules())

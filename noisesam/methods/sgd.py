@@ -10,7 +10,7 @@ from noisesam.gradients.batch import Batch
 from noisesam.gradients.engine.selection import check_engine
 from noisesam.methods.base import Method
 from noisesam.methods.per_example import per_example_outcome
-from noisesam.methods.result import Outcome, Scales
+from noisesam.methods.result import Outcome, StepCall
 
 
 class SGD(Method):
@@ -49,11 +49,11 @@ class SGD(Method):
         self.gradient_norms = gradient_norms
         self.engine = check_engine(engine)
 
-    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], scales: Scales) -> Outcome:
+    def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         if self.gradient_norms:
             return per_example_outcome(
-                self.model, batch, self.loss, self.radii(parameters), scales.total, jacobian=False, residual=False,
+                self.model, batch, self.loss, self.radii(parameters), call.total, jacobian=False, residual=False,
                 engine=self.engine, chunk_size=self._chunk(batch),
             )  # fmt: skip
-        gradient, logits, losses = self._mean_gradient(batch, parameters, scales.total)
+        gradient, logits, losses = self._mean_gradient(batch, parameters, call.total)
         return Outcome(gradient, logits, losses, batch.size, batch.size)

@@ -96,7 +96,7 @@ class Loop:
         except FloatingPointError as error:
             raise self._diverged(str(error)) from error
         # A method raises itself; one that evaluates only some rows may meet the others later.
-        if not math.isfinite(float(result.loss)):
+        if bool(result.evaluated.any()) and not math.isfinite(float(result.loss)):
             raise self._diverged(f"The loss of a batch is {float(result.loss)}")
         prepared.optimizer.step()
         noisy = None if train.is_noisy is None else train.is_noisy[rows]

@@ -187,6 +187,8 @@ def _make_method(config: Config, model: nn.Module) -> Any:
     hyperparameters = dict(config.method.hyperparameters)
     if "seed" in methods.describe(config.method.name).hyperparameters:
         hyperparameters.setdefault("seed", seed_for(config.seed, "method"))
+    for name in methods.registry.method_class(config.method.name).spans_training:
+        hyperparameters.setdefault(name, config.training.epochs)
     return methods.make(config.method.name, model, loss=config.method.loss, **hyperparameters)
 
 

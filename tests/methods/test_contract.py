@@ -13,11 +13,28 @@ from torch import nn
 
 import noisesam
 from noisesam.errors import InputError
-from noisesam.methods import describe, make, names
+from noisesam.methods import describe
 
-METHODS = names()
+METHODS = ("sgd", "sam", "m-sam", "1-sam", "l-sam", "j-sam", "reg-sgd")
+"""Whose step is a function of weights and batch alone; the whole family goes through `noisesam.testing`."""
 PER_EXAMPLE = ("1-sam", "l-sam", "j-sam")
 BATCH = tuple(name for name in METHODS if name not in PER_EXAMPLE)
+
+
+def make(name: str, model: nn.Module, **options):
+    """A method in its first epoch; its examples are numbered by their rows where a test gives no index."""
+    method = noisesam.methods.make(name, model, **options)
+    method.start_epoch(0)
+    for call in ("backward", "perturbation", "step_terms", "step_gradient"):
+        setattr(method, call, _numbered(getattr(method, call)))
+    return method
+
+
+def _numbered(call):
+    def numbered(x, y, index=None, **options):
+        return call(x, y, index=torch.arange(len(x)) if index is None else index, **options)
+
+    return numbered
 
 
 def network(dropout: float = 0.0, batch_norm: bool = False) -> nn.Module:
