@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -33,7 +34,9 @@ def profiled(case: Case, contender: Contender) -> list[dict[str, Any]]:
                 case.model.zero_grad(set_to_none=True)
                 step()
             case.synchronise()
-        rows = [(str(event.key), _microseconds(event, case.device), int(event.count)) for event in taken.key_averages()]
+        # On CUDA the kernels are listed too, beside the operators that started them and already carry their time.
+        events = [event for event in taken.key_averages() if event.device_type == DeviceType.CPU]
+        rows = [(str(event.key), _microseconds(event, case.device), int(event.count)) for event in events]
     total = sum(time for _, time, _ in rows) or 1.0
     largest = sorted(rows, key=lambda row: -row[1])[:OPERATORS]
     return [

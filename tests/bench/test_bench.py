@@ -21,7 +21,7 @@ from noisesam.bench.readable import SeparateAttention
 from noisesam.bench.report import times_table, verdicts_table
 from noisesam.bench.suite import _explained, machine_kind
 from noisesam.bench.targets import Verdict
-from noisesam.bench.timing import measure, quiet, relative_error
+from noisesam.bench.timing import measure, quiet, relative_error, tolerance_of
 from noisesam.cli import app
 from noisesam.errors import InputError, MissingExtraError
 
@@ -135,6 +135,27 @@ def test_a_refused_contender_gives_way_to_its_alternative_and_says_so():
     refused = measure(tiny("mlp", torch.float32), [dataclasses.replace(mended, alternative=None)], rounds=1, slow_rounds=1)[0]
     assert (refused.median, refused.reason) == (None, "ValueError: no rule")
     assert (found.by_alternative, refused.by_alternative) == (True, False)
+
+
+def test_the_tolerance_is_that_of_what_multiplies():
+    class OnCuda(Case):
+        device = property(lambda _: "cuda")
+
+    def bound(kind: type[Case], dtype: torch.dtype, precision: str) -> float:
+        case = tiny("mlp", dtype)
+        return tolerance_of(kind(case.model, case.inputs, case.targets, precision))
+
+    reduced = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        assert bound(OnCuda, torch.float32, "float32") == 5e-2
+        torch.backends.cudnn.allow_tf32 = False
+        assert bound(OnCuda, torch.float32, "float32") == 1e-2
+    finally:
+        torch.backends.cudnn.allow_tf32 = reduced
+    assert bound(Case, torch.float32, "float32") == 1e-2
+    assert bound(Case, torch.float64, "float32") == bound(OnCuda, torch.float64, "float32") == 1e-9
+    assert bound(Case, torch.float32, "bfloat16") == bound(OnCuda, torch.float32, "bfloat16") == 0.25
 
 
 def test_slow_contenders_run_fewer_rounds():
