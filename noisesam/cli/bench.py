@@ -35,6 +35,9 @@ def bench(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, or cuda: float32 and bfloat16 autocast.")] = "cpu",
     memory: Annotated[bool, typer.Option(help="Measure peaks of memory, each in a process of its own.")] = True,
+    keep_memory: Annotated[
+        bool, typer.Option("--keep-memory", help="Let the process keep freed memory, as noisesam train does.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny models, to try the bench itself.")] = False,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Write <machine kind>.json and README.md there.", show_default=False)
@@ -57,7 +60,7 @@ def bench(
         def told(words: str) -> None:
             bar.update(bar.task_ids[0], advance=1, description=words)
 
-        kept = keep_freed_memory() and device == "cpu"
+        kept = keep_memory and keep_freed_memory()
         document = run(planned, told)
         document["options"]["keeps_freed_memory"] = kept
     written = write_report(document, folder) if folder is not None else []
@@ -88,7 +91,7 @@ def _show(document: dict[str, Any]) -> None:
     for line in report.left_out(document):
         say("- " + line, style="dim")
     if document["profiles"]:
-        say("- where the time of 1-SAM goes where it misses its target: --json, --out", style="dim")
+        say("- profiles and peaks of what misses its target: --json, --out", style="dim")
 
 
 def _table(table: Table, title: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +84,7 @@ class ReferenceEngine(Engine):
             one = rebuild(tuple(value.unsqueeze(0) for value in values))
             return call_model(_Functional(self.model, weights), one).squeeze(0)
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_fused_inference():
             # vmap runs some operations one example at a time; that this engine is slow is known.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             return vmap(alone, randomness="different")(stacked, tensors)
@@ -94,6 +95,17 @@ class ReferenceEngine(Engine):
             weights = {name: tensor[i] for name, tensor in stacked.items()}
             rows.append(call_model(_Functional(self.model, weights), take(inputs, slice(i, i + 1))))
         return torch.cat(rows)
+
+
+@contextmanager
+def _without_fused_inference() -> Iterator[None]:
+    """Keep torch's attention layers off their fused inference path, which has no derivative: vmap hides that one is wanted."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Functional(nn.Module):

@@ -112,8 +112,8 @@ def _layer_norm_input_gradient(
 def _per_example(parameter: Tensor | None, eps: Factor | None, examples: int) -> Tensor | None:
     if parameter is None:
         return None
-    if eps is None:
-        return parameter.detach().expand(examples, *parameter.shape)
+    if eps is None:  # written out: a native kernel reads on behind a view of stride 0
+        return parameter.detach().expand(examples, *parameter.shape).contiguous()
     return parameter.detach() + eps.dense().to(parameter.dtype)
 
 
