@@ -61,12 +61,18 @@ paired_differences(runs, baseline="sgd", confidence=0.95, interval_method="t"): 
 
 findings(runs, baseline="sgd") -> list[str]: sentences in plain language, computed from these tables.
 
+scoreboard(noisy, clean=None, mechanism=None): one row per method of one setting
+    method, seeds; for early (epoch chosen on noisy validation) and last: accuracy mean and sd, difference to sgd (paired,
+    95%), share of 1-SAM's gain with its bootstrap interval; clean_early, clean_last (runs without wrong labels);
+    logit_weight and jacobian_weight, _clean and _noisy; norms at the end; passes, step_seconds, seconds_ratio
+
 interval(values, confidence=0.95, method="t", seed=0) -> Interval(mean, sd, low, high, n)
 paired_difference(values, baseline, ...) -> Interval of values - baseline over common keys (seeds)
 """
 
 from noisesam.analysis.comparison import paired_differences, summary
 from noisesam.analysis.curves import memorisation, norms
+from noisesam.analysis.scoreboard import gain_kept, scoreboard
 from noisesam.analysis.statistics import Interval, interval, paired_difference
 from noisesam.analysis.stopping import at_equal_clean_accuracy, early_stopping, noise_fitting_onset
 from noisesam.analysis.verdicts import findings
@@ -77,6 +83,7 @@ __all__ = [
     "at_equal_clean_accuracy",
     "early_stopping",
     "findings",
+    "gain_kept",
     "gradient_weight",
     "gradient_weight_at_equal_weights",
     "interval",
@@ -85,6 +92,7 @@ __all__ = [
     "norms",
     "paired_difference",
     "paired_differences",
+    "scoreboard",
     "summary",
     "weights_against_loss",
 ]

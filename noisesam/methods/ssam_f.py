@@ -57,7 +57,7 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
     name = "ssam-f"
     title = "Sparse SAM, Fisher mask"
     rule = "grad L(w+eps), eps = rho (g/||g||) m, m the top 1 - sparsity of the Fisher diagonal"
-    cost = "2F + 2B, and num_samples (F + B) every update_freq epochs"
+    cost = "2F + 2B + Fisher"
     passes = ("2", "2")
     reference = "Mi et al. 2022, arXiv 2210.05177"
     limits = ("needs start_epoch", "examples must not mix: no BatchNorm in training mode", "no gain in time on dense hardware")

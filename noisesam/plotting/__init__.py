@@ -13,6 +13,7 @@ from noisesam.plotting.gradient_weight import plot_gradient_weight
 from noisesam.plotting.memorisation import plot_memorisation
 from noisesam.plotting.norms import plot_norms
 from noisesam.plotting.saving import SavedFigure, save
+from noisesam.plotting.scoreboard import plot_scoreboard
 from noisesam.plotting.style import GROUP_STYLES, METHOD_STYLES, PREDICTION_STYLES, Look, method_style
 from noisesam.plotting.transition import plot_transition_matrix
 from noisesam.plotting.weights_against_loss import plot_weights_against_loss
@@ -31,6 +32,7 @@ __all__ = [
     "plot_gradient_weight",
     "plot_memorisation",
     "plot_norms",
+    "plot_scoreboard",
     "plot_test_accuracy",
     "plot_transition_matrix",
     "plot_weights_against_loss",

@@ -12,7 +12,7 @@ from noisesam.cli import app, exit_status
 from noisesam.cli.workers import FailedRunError
 from noisesam.errors import ConfigurationError, InputError, MissingExtraError, RunError
 
-COMMANDS = ("demo", "train", "analyze", "methods", "noise", "runs", "bench")
+COMMANDS = ("demo", "train", "analyze", "scoreboard", "methods", "noise", "runs", "bench")
 
 
 def call(*arguments: str):
