@@ -83,35 +83,54 @@ class Dense(Factor):
 
 
 class OuterProducts(Factor):
-    """G_i = sum_t left_it right_it^T over T positions: the gradient of a linear map (left: outputs, right: inputs)."""
+    """G_i = c_i sum_t left_it right_it^T over T positions: the gradient of a linear map (left: outputs, right: inputs).
+
+    The scale stays apart: it enters the products of positions, T times T, and no copy of a factor is kept for it.
+    """
 
     def __init__(
-        self, left: Float[Tensor, "n positions p"], right: Float[Tensor, "n positions d"], shape: tuple[int, ...] | None = None
+        self,
+        left: Float[Tensor, "n positions p"],
+        right: Float[Tensor, "n positions d"],
+        shape: tuple[int, ...] | None = None,
+        scale: Float[Tensor, " n"] | None = None,
     ) -> None:
-        self.left = left
+        self.unscaled_left = left
         self.right = right
         self.shape = shape or (left.shape[2], right.shape[2])
+        self.scale = scale
+
+    @property
+    def left(self) -> Float[Tensor, "n positions p"]:
+        """The left factor times the scale, formed anew where there is one."""
+        scale = self.scale
+        return self.unscaled_left if scale is None else self.unscaled_left * scale.to(self.unscaled_left.dtype).view(-1, 1, 1)
 
     def squared_norm(self) -> Float[Tensor, " n"]:
-        """Return <left left^T, right right^T>, for one position the product of the squared norms."""
-        left, right = accurate(self.left), accurate(self.right)
+        """Return c^2 <left left^T, right right^T>, for one position the product of the squared norms."""
+        left, right = accurate(self.unscaled_left), accurate(self.right)
         if left.shape[1] == 1:
             norms = torch.linalg.vector_norm(left[:, 0], dim=1) * torch.linalg.vector_norm(right[:, 0], dim=1)
-            return norms.square()
-        grams = torch.bmm(left, left.transpose(1, 2)) * torch.bmm(right, right.transpose(1, 2))
-        return grams.sum((1, 2)).clamp_min(0)
+            squares = norms.square()
+        else:
+            grams = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
+            squares = grams.sum((1, 2)).clamp_min(0)
+        return squares if self.scale is None else squares * self.scale.square()
 
     def dense(self) -> Tensor:
         """Return the sum of the outer products, (n, *shape)."""
-        return torch.bmm(self.left.transpose(1, 2), self.right).view(-1, *self.shape)
+        product = torch.bmm(self.unscaled_left.transpose(1, 2), self.right)
+        if self.scale is not None:
+            product.mul_(self.scale.to(product.dtype).view(-1, 1, 1))
+        return product.view(-1, *self.shape)
 
     def bytes_kept(self) -> int:
         """Return the memory of both factors."""
-        return sum(part.numel() * part.element_size() for part in (self.left, self.right))
+        return sum(part.numel() * part.element_size() for part in (self.unscaled_left, self.right))
 
     def scaled(self, scale: Float[Tensor, " n"]) -> OuterProducts:
-        """Return the factors with the scale in the left one."""
-        return OuterProducts(self.left * scale.to(self.left.dtype).view(-1, 1, 1), self.right, self.shape)
+        """Return the same factors with the scale beside them."""
+        return OuterProducts(self.unscaled_left, self.right, self.shape, scale if self.scale is None else self.scale * scale)
 
 
 class Shared(Factor):
@@ -167,8 +186,11 @@ class PerExampleGradient:
 
     def norm(self) -> Float[Tensor, " n"]:
         """Return the global norm of every example over all trainable parameters."""
-        norms = [factor.squared_norm() for factor in self.factors.values()]
-        return torch.stack([norm.double() for norm in norms]).sum(0).sqrt().to(norms[0].dtype)
+        squares = [factor.squared_norm() for factor in self.factors.values()]
+        kind = squares[0].dtype
+        if any(square.dtype != kind for square in squares):
+            squares = [square.double() for square in squares]
+        return torch.stack(squares).double().sum(0).sqrt().to(kind)
 
     def perturbation(self, radii: Mapping[str, float], norm: Float[Tensor, " n"]) -> dict[str, Factor]:
         """Return eps_i = rho g_i / ||g_i||, each parameter with its own radius; a zero gradient is not perturbed."""

@@ -113,6 +113,7 @@ def test_the_step_of_a_users_own_loop_is_the_same_with_and_without_a_tracker(nam
     def train(*, tracked):
         model = models.make("mlp", input_shape=(4,), classes=3, seed=0, hidden=[6], dropout=0.4)
         method = methods.make(name, model)
+        method.start_epoch(0)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         data = probe(12)
         tracker = Tracker(model, data, method=method, rho=0.1, schedule=every_steps(1)) if tracked else None
@@ -137,6 +138,7 @@ def test_step_quantities_are_the_methods_own_terms(name):
     model = models.make("mlp", input_shape=(4,), classes=3, seed=0, hidden=[6]).double()
     data = probe(12).to(dtype=torch.float64)
     method = methods.make(name, model)
+    method.start_epoch(0)
     tracker = Tracker(model, data, method=method, rho=0.1)
     tracker.measure(0, 0)
     terms = method.step_terms(data.inputs, data.labels, data.index)

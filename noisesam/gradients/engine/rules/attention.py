@@ -88,11 +88,12 @@ def _project(tape: Tape, values: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 def _packed(tape: Tape, inputs: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor | None, size: int) -> list[Tensor]:
     """Project query, key and value by one packed weight; equal inputs are projected once."""
-    done: dict[int, Tensor] = {}
+    done: dict[int, tuple[Tensor, ...]] = {}
     for values in inputs:
         if id(values) not in done:
-            done[id(values)] = _project(tape, values, weight, bias)
-    return [done[id(values)][..., k * size : (k + 1) * size] for k, values in enumerate(inputs)]
+            # Unbound rather than sliced: three slices' gradients would be padded with zeros and added up.
+            done[id(values)] = _project(tape, values, weight, bias).unflatten(2, (3, size)).unbind(2)
+    return [done[id(values)][k] for k, values in enumerate(inputs)]
 
 
 def _mask(attn_mask: Tensor | None, key_padding_mask: Tensor | None, queries: Tensor, keys: int) -> Tensor | None:

@@ -86,14 +86,18 @@ class _Linear(Function):
             output = torch.nn.functional.linear(x, moved, plain_bias)
         else:
             reused = tape.recall_first(weight, x)
-            output = not_a_view(torch.nn.functional.linear(x, plain_weight, plain_bias)) if reused is None else reused
-            if reused is None and eps is None:
-                tape.remember_first(weight, x, output)
-            if isinstance(eps, OuterProducts):
-                seen, written = _seen_and_written(eps, x.dtype, transposed)
-                output = _add_low_rank(output, x, seen, written, fresh=reused is None)
-            elif reused is not None:
-                output = output.clone()
+            if reused is None and isinstance(eps, OuterProducts):
+                output = _perturbed(x, plain_weight, _per_example_bias(plain_bias, bias_eps), eps, transposed)
+                bias_eps = None
+            else:
+                output = not_a_view(torch.nn.functional.linear(x, plain_weight, plain_bias)) if reused is None else reused
+                if reused is None and eps is None:
+                    tape.remember_first(weight, x, output)
+                if isinstance(eps, OuterProducts):
+                    seen, written = _seen_and_written(eps, x.dtype, transposed)
+                    output = _add_low_rank(output, x, seen, written, eps.scale, fresh=False)
+                elif reused is not None:
+                    output = output.clone()
         if bias_eps is not None:
             shift = bias_eps.dense().to(x.dtype)
             output.add_(shift.view(shift.shape[0], *[1] * (output.dim() - 2), shift.shape[1]))
@@ -129,13 +133,13 @@ class _Linear(Function):
                 input_gradient = dy @ (plain.t() if ctx.transposed else plain)
                 if eps is not None:
                     written, seen = _seen_and_written(eps, dy.dtype, ctx.transposed)
-                    input_gradient = _add_low_rank(input_gradient, dy, seen, written, fresh=True)
+                    input_gradient = _add_low_rank(input_gradient, dy, seen, written, eps.scale, fresh=True)
         return input_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
 def _seen_and_written(eps: OuterProducts, dtype: torch.dtype, transposed: bool) -> tuple[Tensor, Tensor]:
-    """Return the factors that meet the input and that write the output."""
-    seen, written = (eps.left, eps.right) if transposed else (eps.right, eps.left)
+    """Return the factors, without their scale, that meet the input and that write the output."""
+    seen, written = (eps.unscaled_left, eps.right) if transposed else (eps.right, eps.unscaled_left)
     return seen.to(dtype), written.to(dtype)
 
 
@@ -143,7 +147,9 @@ def _per_example_bias(bias: Tensor | None, eps: Factor | None) -> Tensor | None:
     """Return the bias of every example, (n or 1, p), None where the map has none."""
     if bias is None:
         return None
-    return bias[None] if eps is None else bias + eps.dense().to(bias.dtype)
+    if eps is None:
+        return bias[None]
+    return bias + eps.dense().to(bias.dtype)
 
 
 def _affine_each(x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
@@ -163,16 +169,32 @@ def not_a_view(output: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
 
 
-def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor, *, fresh: bool) -> Tensor:
-    """Return output + (x seen^T) written, per example; `seen` and `written` hold the factors by position.
+def _perturbed(x: Tensor, weight: Tensor, bias: Tensor | None, eps: OuterProducts, transposed: bool) -> Tensor:
+    """Return x W^T + b_i + c (x seen^T) written: the correction and the bias first, so that no further pass adds them."""
+    seen, written = _seen_and_written(eps, x.dtype, transposed)
+    products = _products(x, seen, eps.scale)
+    output = torch.bmm(products, written) if bias is None else torch.baddbmm(bias.unsqueeze(1), products, written)
+    output = output.flatten(0, 1).addmm_(x.flatten(0, -2), weight.t())
+    return output.view(*x.shape[:-1], weight.shape[0])
+
+
+def _products(x: Tensor, seen: Tensor, scale: Tensor | None) -> Tensor:
+    """Return c x seen^T, (n, T, T)."""
+    products = torch.bmm(_positions(x), seen.transpose(1, 2))
+    return products if scale is None else products.mul_(scale.to(x.dtype).view(-1, 1, 1))
+
+
+def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor, scale: Tensor | None, *, fresh: bool) -> Tensor:
+    """Return output + c (x seen^T) written, per example; `seen` and `written` hold the factors by position.
 
     `fresh` says that the output belongs to the caller alone and may be added to in place.
     """
     if x.dim() == 2 and seen.shape[1] == 1:
-        products = torch.linalg.vecdot(x, seen[:, 0]).unsqueeze(1)
+        products = torch.linalg.vecdot(x, seen[:, 0])
+        products = (products if scale is None else products * scale.to(x.dtype)).unsqueeze(1)
         return output.addcmul_(products, written[:, 0]) if fresh else torch.addcmul(output, products, written[:, 0])
+    products = _products(x, seen, scale)
     if fresh and output.is_contiguous():
-        _positions(output).baddbmm_(torch.bmm(_positions(x), seen.transpose(1, 2)), written)
+        _positions(output).baddbmm_(products, written)
         return output
-    added = torch.baddbmm(_positions(output), torch.bmm(_positions(x), seen.transpose(1, 2)), written)
-    return added.view(output.shape)
+    return torch.baddbmm(_positions(output), products, written).view(output.shape)

@@ -20,6 +20,9 @@ from noisesam.gradients.engine.lifting import aligned, lift
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor
 
+OWN_CALL = 2**15
+"""Numbers per example from which, on a CPU, one call per example is quicker than a further pass over all of them."""
+
 
 @register_rule(torch.nn.functional.layer_norm)
 def layer_norm_rule(
@@ -57,14 +60,9 @@ class _LayerNorm(Function):
             output, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, epsilon)
             moved = None
         else:
-            output, mean, rstd = torch.native_layer_norm(x, shape, None, None, epsilon)
             moved = _per_example(weight, weight_eps, tape.examples)
             shift = _per_example(bias, bias_eps, tape.examples)
-            # In place: the normalised tensor is this function's own, and a fresh one costs more than the arithmetic.
-            if moved is not None:
-                output.mul_(moved.unsqueeze(1))
-            if shift is not None:
-                output.add_(shift.unsqueeze(1))
+            output, mean, rstd = _layer_norm_each(x, shape, moved, shift, epsilon)
         ctx.save_for_backward(x, mean, rstd, weight, moved)
         return output
 
@@ -76,7 +74,7 @@ class _LayerNorm(Function):
         dx = dw = db = None
         if tape.recording:
             if ctx.weight is not None and tape.tracks(ctx.weight):
-                products = dy * ((x - mean) * rstd)
+                products = (x - mean).mul_(rstd).mul_(dy)
                 tape.record(ctx.weight, Dense(products[:, 0] if dy.shape[1] == 1 else products.sum(1)))
             if ctx.bias is not None and tape.tracks(ctx.bias):
                 tape.record(ctx.bias, Dense(dy[:, 0] if dy.shape[1] == 1 else dy.sum(1)))
@@ -99,6 +97,24 @@ class _LayerNorm(Function):
             elif wants_bias:
                 db = dy.flatten(0, 1).sum(0)
         return dx, dw, db, *[None] * 5
+
+
+def _layer_norm_each(
+    x: Tensor, shape: tuple[int, ...], scale: Tensor | None, shift: Tensor | None, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise (n, T, *shape), scale and shift every example by its own (n, *shape); with the means and deviations."""
+    if x.device.type == "cpu" and scale is not None and shift is not None and x[0].numel() >= OWN_CALL:
+        own = [torch.native_layer_norm(*one, epsilon) for one in zip(x, [shape] * len(x), scale, shift, strict=True)]
+        output, mean, rstd = (torch.stack(part) for part in zip(*own, strict=True))
+        return output, mean, rstd
+    output, mean, rstd = torch.native_layer_norm(x, shape, None, None, epsilon)
+    # In place: the normalised tensor is the caller's alone, and a fresh one costs more than the arithmetic.
+    if scale is not None and shift is not None and scale.dtype == shift.dtype == output.dtype:
+        torch.addcmul(shift.unsqueeze(1), output, scale.unsqueeze(1), out=output)
+    else:
+        output = output if scale is None else output.mul_(scale.unsqueeze(1))
+        output = output if shift is None else output.add_(shift.unsqueeze(1))
+    return output, mean, rstd
 
 
 def _layer_norm_input_gradient(
