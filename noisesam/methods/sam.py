@@ -33,6 +33,7 @@ class SAM(SharedPerturbation):
         rho: Radius of the perturbation, in the units of the weights.
         examples_per_shard: Examples that share one eps; None for the whole batch.
         normalize: False for eps = rho g, the unnormalised rule.
+        weight_decay: As of `SharedPerturbation`: a penalty inside the loss of both passes; not with one example per shard.
         engine: "auto", "fast" or "reference", for examples_per_shard=1.
         loss: A name or a callable (logits, targets) -> losses (n,).
         chunk_size: Examples per chunk; changes memory, not the result beyond rounding.
@@ -58,6 +59,7 @@ class SAM(SharedPerturbation):
         "rho": "radius of the perturbation, in the units of the weights",
         "examples_per_shard": "examples that share one eps; None for the whole batch",
         "normalize": "False for eps = rho g",
+        "weight_decay": "penalty inside the loss of both passes; 0 leaves weight decay to the base optimizer",
         "engine": "auto, fast or reference, for one example per shard",
     }
 
@@ -82,6 +84,12 @@ class SAM(SharedPerturbation):
         self.examples_per_shard = examples_per_shard
         self.normalize = normalize
         self.engine = check_engine(engine)
+        if self.weight_decay and self._per_example:
+            raise InputError(
+                f"weight_decay={self.weight_decay:g} with one example per shard",
+                expected="weight_decay=0: a penalty of the weights has no per-example form here",
+                remedy="Give weight decay to the optimizer, which applies it at w.",
+            )
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         radii = self.radii(parameters)
@@ -124,7 +132,8 @@ class SAM(SharedPerturbation):
         found = []
         with torch.enable_grad(), kept_buffers(self.model):
             for _, shard in batch.chunks(self.examples_per_shard):
-                eps = ascent(self._mean_gradient(shard, parameters, 1.0)[0], radii, normalize=self.normalize)
+                gradient = self._penalised(self._mean_gradient(shard, parameters, 1.0)[0], parameters)
+                eps = ascent(gradient, radii, normalize=self.normalize)
                 found.append((shard.size, eps))
         if len(found) == 1:
             return found[0][1]

@@ -15,6 +15,7 @@ from noisesam.gradients.losses import accurate
 from noisesam.gradients.mixed_point import check_rho
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.base import Method, unchanged
+from noisesam.methods.checks import check_number
 from noisesam.methods.result import Outcome, StepCall
 from noisesam.methods.weights import global_norm, kept_buffers, moved_weights
 
@@ -43,6 +44,8 @@ class SharedPerturbation(Method):
         model: Any module.
         rho: Radius of the perturbation, in the units of the weights.
         loss: A name or a callable (logits, targets) -> losses (n,).
+        weight_decay: lambda of a penalty (lambda/2) ||w||^2 inside the loss of both passes, so that it takes part in eps, as in
+            the first published code. 0 by default: weight decay then belongs to the base optimizer, which applies it at w.
         chunk_size: Examples per chunk; one sweep sums the ascent gradient, a second the step.
         parameter_groups: [{"params": ..., "rho": ...}]: eps_g = rho_g g_g/||g|| with one global norm.
     """
@@ -51,9 +54,10 @@ class SharedPerturbation(Method):
     cost = "2F + 2B"
     hyperparameters = {"rho": "radius of the perturbation, in the units of the weights"}  # noqa: RUF012
 
-    def __init__(self, model: nn.Module, *, rho: float = 0.05, **options: Any) -> None:
+    def __init__(self, model: nn.Module, *, rho: float = 0.05, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(model, **options)
         self.rho = check_rho(rho)
+        self.weight_decay = check_number("weight_decay", weight_decay, at_least=0)
 
     @abstractmethod
     def _ascent(self, clean: Mapping[str, Tensor], parameters: dict[str, nn.Parameter], call: StepCall) -> Planned:
@@ -74,15 +78,16 @@ class SharedPerturbation(Method):
         devices = devices_of(self.model)
         state = RandomState.capture(devices)
         clean, logits, losses = self._mean_gradient(batch, parameters, call.loss, weights=weights)
-        clean = unscaled(clean, call.loss)
+        clean = self._penalised(unscaled(clean, call.loss), parameters)
         finite = bool(global_norm(clean).isfinite())
         after = RandomState.capture(devices)
         up = self._ascent(clean, parameters, call)
         state.restore()
         with kept_buffers(self.model), moved_weights(parameters, up.tensors):
             moved, _, moved_losses = self._mean_gradient(batch, parameters, call.loss, weights=weights)
+            moved = self._penalised(unscaled(moved, call.loss), parameters)
         after.restore()
-        down = self._descent(clean, unscaled(moved, call.loss), call)
+        down = self._descent(clean, moved, call)
 
         def commit() -> None:
             up.commit()
@@ -96,7 +101,13 @@ class SharedPerturbation(Method):
     def _one_pass(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> tuple[Tensors, Tensor, Tensor]:
         """Return the clean pass alone: the gradient without the loss scale, logits and losses."""
         clean, logits, losses = self._mean_gradient(batch, parameters, call.loss)
-        return unscaled(clean, call.loss), logits, losses
+        return self._penalised(unscaled(clean, call.loss), parameters), logits, losses
+
+    def _penalised(self, gradient: Tensors, parameters: dict[str, nn.Parameter]) -> Tensors:
+        """Return the gradient plus that of (weight_decay/2) ||w||^2 at the parameters as they stand."""
+        if self.weight_decay == 0.0:
+            return gradient
+        return {name: value + self.weight_decay * parameters[name].detach().to(value.dtype) for name, value in gradient.items()}
 
     def perturbation(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> Tensors | None:
         """Return the eps that the next step on this batch would take, by parameter name."""

@@ -151,7 +151,7 @@ METRICS = {
         Metric(
             "step_seconds",
             "seconds",
-            "median wall time of a training step since the last measurement; never part of a bit comparison",
+            "mean wall time of a training step since the last measurement; never part of a bit comparison",
             ("train",),
             _ALL,
         ),

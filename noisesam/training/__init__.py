@@ -24,11 +24,13 @@ from noisesam.training.seeding import seed_for as seed_for
 
 if TYPE_CHECKING:
     from noisesam.training.batches import BatchOrder as BatchOrder
+    from noisesam.training.equal_weights import mechanism_at_equal_weights as mechanism_at_equal_weights
     from noisesam.training.evaluation import evaluate as evaluate
     from noisesam.training.fitting import default_directory as default_directory
     from noisesam.training.fitting import fit as fit
     from noisesam.training.preparation import Prepared as Prepared
     from noisesam.training.preparation import prepare as prepare
+    from noisesam.training.stacked import train_stacked as train_stacked
     from noisesam.training.validation import validate as validate
 
 _LAZY = {
@@ -37,7 +39,9 @@ _LAZY = {
     "default_directory": "fitting",
     "evaluate": "evaluation",
     "fit": "fitting",
+    "mechanism_at_equal_weights": "equal_weights",
     "prepare": "preparation",
+    "train_stacked": "stacked",
     "validate": "validation",
 }
 

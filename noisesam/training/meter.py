@@ -14,6 +14,7 @@ class StepMeter:
     """Gather the cost of the steps between two measurements; its state is part of a checkpoint.
 
     Passes are counted in batches: examples summed over model evaluations (or reverse passes), divided by the batch size.
+    The time is a mean too: a method that makes its second pass every k-th step has a median that never sees it.
     Where a step returns per-example gradient norms (1-SAM, L-SAM and J-SAM always do, SGD with gradient_norms=True), their
     mean over the visits is kept by group: every example at the weights at which it was visited, at no further pass.
     """
@@ -40,14 +41,14 @@ class StepMeter:
         self._seconds.append(seconds)
 
     def take(self) -> list[dict[str, Any]]:
-        """Return the means (the median of the time) since the last call as rows, none if no step was taken, and start anew."""
+        """Return the means since the last call as rows, none if no step was taken, and start anew."""
         steps = len(self._seconds)
         if not steps:
             return []
         values = {
             "forward_passes": self._forward / steps,
             "backward_passes": self._backward / steps,
-            "step_seconds": float(torch.tensor(self._seconds, dtype=torch.float64).quantile(0.5)),
+            "step_seconds": float(torch.tensor(self._seconds, dtype=torch.float64).mean()),
         }
         rows: list[dict[str, Any]] = [
             {"split": "train", "group": "all", "metric": name, "value": value} for name, value in values.items()

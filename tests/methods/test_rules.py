@@ -227,3 +227,22 @@ def test_clipping_an_added_gradient_does_not_act_twice_on_parameters_that_share_
     model = Twice()
     noisesam.SGD(model).backward(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
     assert model.a.grad.data_ptr() != model.b.grad.data_ptr()
+
+
+def test_weight_decay_inside_the_loss_is_sam_of_the_penalised_loss():
+    decay, rho, model, (x, y) = 0.3, 0.1, network(), batch()
+
+    def penalised_gradient(weights):
+        loss = cross_entropy(torch.func.functional_call(model, weights, (x,)), y).mean()
+        loss = loss + 0.5 * decay * sum(w.square().sum() for w in weights.values())
+        return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+
+    first = penalised_gradient(dict(model.named_parameters()))
+    norm = torch.sqrt(sum(g.square().sum() for g in first.values()))
+    moved = {key: (p.detach() + rho * first[key] / norm).requires_grad_() for key, p in model.named_parameters()}
+    expected = penalised_gradient(moved)
+    assert relative_error(gradient_of("sam", model, x, y, rho=rho, weight_decay=decay), expected) <= 1e-12  # float64 rounding
+    eps = make("sam", model, rho=rho, weight_decay=decay).perturbation(x, y)
+    assert relative_error(eps, {key: rho * g / norm for key, g in first.items()}) <= 1e-12
+    with pytest.raises(noisesam.errors.InputError, match="no per-example form"):
+        make("sam", model, weight_decay=decay, examples_per_shard=1)

@@ -138,11 +138,11 @@ def test_the_meter_resumes_in_the_middle_of_its_means():
     whole, first, second = StepMeter(), StepMeter(), StepMeter()
     for meter, forwards in ((whole, (4, 8, 12)), (first, (4,))):
         for forward in forwards:
-            meter.add(step(forward), 4, forward / 10)
+            meter.add(step(forward), 4, forward / 8)
     second.load_state_dict(unpack(*pack(first.state_dict())))
     for forward in (8, 12):
-        second.add(step(forward), 4, forward / 10)
+        second.add(step(forward), 4, forward / 8)
     rows = second.take()
     assert rows == whole.take()
-    assert {row["metric"]: row["value"] for row in rows} == {"forward_passes": 2, "backward_passes": 4, "step_seconds": 0.8}
+    assert {row["metric"]: row["value"] for row in rows} == {"forward_passes": 2, "backward_passes": 4, "step_seconds": 1.0}
     assert second.take() == []
