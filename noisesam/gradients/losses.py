@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from noisesam.errors import InputError, unknown_name
+from noisesam.errors import InputError
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,29 +53,16 @@ class CrossEntropy(Loss):
     def __call__(self, logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
         """Return the loss of every example."""
         self.check(logits, targets)
-        logits = accurate(logits)
-        observed = targets.unsqueeze(1)
-        # log1p of the other classes' odds: -log_softmax is zero once p_y rounds to one. Past 40 softplus is linear.
-        differences = (logits - logits.gather(1, observed)).scatter(1, observed, -torch.inf)
-        return torch.nn.functional.softplus(torch.logsumexp(differences, 1), threshold=40.0)
+        return softmax_cross_entropy(logits, targets)
 
     def residual(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return softmax(f) - onehot(y), accurate at any margin."""
         self.check(logits, targets)
-        probabilities = accurate(logits.detach()).softmax(1)
-        observed = targets.unsqueeze(1)
-        others = probabilities.scatter(1, observed, 0.0)
-        return others.scatter(1, observed, -others.sum(1, keepdim=True))
+        return softmax_residual(logits, targets)
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
         """Refuse anything but (n, classes) logits with class labels of shape (n,)."""
-        if logits.dim() != 2 or logits.shape[1] < 2:
-            raise InputError(
-                f"Logits of shape {tuple(logits.shape)} for the loss 'cross_entropy'",
-                expected="shape (n, classes) with at least two classes",
-                remedy="For one logit use loss='logistic'; for other outputs pass a callable (logits, targets) -> losses (n,).",
-            )
-        check_labels(targets, logits.shape[0], logits.shape[1])
+        check_class_logits(logits, targets, self.name)
 
 
 class Logistic(Loss):
@@ -174,27 +161,25 @@ class CallableLoss(Loss):
             raise _wrong_count(targets, logits.shape[0])
 
 
-_NAMED: dict[str, type[CrossEntropy] | type[Logistic] | type[SquaredError]] = {
-    loss.name: loss for loss in (CrossEntropy, Logistic, SquaredError)
-}
-
-
 def names() -> tuple[str, ...]:
     """Return the names of the losses that have a closed-form residual."""
-    return tuple(_NAMED)
+    from noisesam.gradients.loss_names import known_names
+
+    return known_names()
 
 
 def resolve(loss: str | PerExampleLoss | Loss) -> Loss:
     """Return the loss of that name, or wrap a callable (logits, targets) -> per-example losses.
 
     Args:
-        loss: "cross_entropy", "logistic", "mse", or a callable that returns one loss per example, shape (n,).
+        loss: One of `names()`, with its parameters behind it where it has some, as "generalised_cross_entropy(q=0.5)"; or a
+            callable that returns one loss per example, shape (n,).
 
     Returns:
         The loss, with its residual.
 
     Raises:
-        InputError: The name is unknown, or the value is neither a name nor callable.
+        InputError: The name or a parameter is unknown, or the value is neither a name nor callable.
 
     Example:
         >>> import torch
@@ -205,12 +190,44 @@ def resolve(loss: str | PerExampleLoss | Loss) -> Loss:
     if isinstance(loss, Loss):
         return loss
     if isinstance(loss, str):
-        if loss not in _NAMED:
-            raise unknown_name("loss", loss, _NAMED)
-        return _NAMED[loss]()
+        from noisesam.gradients.loss_names import named_loss
+
+        return named_loss(loss)
     if callable(loss):
         return CallableLoss(loss)
-    raise InputError(f"A loss of type {type(loss).__name__}", expected="a name or a callable (logits, targets) -> losses (n,)")
+    raise InputError(
+        f"A loss of type {type(loss).__name__}",
+        expected="a name or a callable (logits, targets) -> losses (n,)",
+        remedy="Type loss='cross_entropy', or pass a function.",
+    )
+
+
+def softmax_cross_entropy(logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
+    """Return -log softmax(f)_y of checked logits and labels, accurate at any margin."""
+    logits = accurate(logits)
+    observed = targets.unsqueeze(1)
+    # log1p of the other classes' odds: -log_softmax is zero once p_y rounds to one. Past 40 softplus is linear.
+    differences = (logits - logits.gather(1, observed)).scatter(1, observed, -torch.inf)
+    return torch.nn.functional.softplus(torch.logsumexp(differences, 1), threshold=40.0)
+
+
+def softmax_residual(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return softmax(f) - onehot(y) of checked logits and labels, detached, accurate at any margin."""
+    probabilities = accurate(logits.detach()).softmax(1)
+    observed = targets.unsqueeze(1)
+    others = probabilities.scatter(1, observed, 0.0)
+    return others.scatter(1, observed, -others.sum(1, keepdim=True))
+
+
+def check_class_logits(logits: Tensor, targets: Tensor, loss: str) -> None:
+    """Refuse anything but (n, classes) logits with class labels of shape (n,)."""
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise InputError(
+            f"Logits of shape {tuple(logits.shape)} for the loss {loss!r}",
+            expected="shape (n, classes) with at least two classes",
+            remedy="For one logit use loss='logistic'; for other outputs pass a callable (logits, targets) -> losses (n,).",
+        )
+    check_labels(targets, logits.shape[0], logits.shape[1])
 
 
 def check_labels(targets: Tensor, examples: int, classes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from noisesam.errors import ConfigurationError, nearest_name
+from noisesam.errors import ConfigurationError, InputError, nearest_name
 from noisesam.training.config import Config
 from noisesam.training.values import check_choice
 
@@ -26,18 +26,29 @@ def validate(config: Config) -> None:
         'method.rho'?
     """
     from noisesam import data, methods, models
-    from noisesam.gradients import losses
 
     # A matrix has no place in a configuration; labels drawn from one come in as a data file of their own.
     check_choice("noise.kind", config.noise.kind, tuple(kind for kind in data.noise_kinds() if kind != "transition-matrix"))
     check_choice("model.name", config.model.name, tuple(models.names()))
     options = models.describe(config.model.name).options
     _check_keys("model.options.", config.model.options, options, f"the model {config.model.name!r}")
-    check_choice("method.name", config.method.name, tuple(methods.names()))
-    check_choice("method.loss", config.method.loss, tuple(losses.names()))
+    check_choice("method.name", config.method.name, (*methods.names(), *methods.controls()))
+    _check_loss(config.method.loss)
     # Groups are lists of tensors, which no file can name.
     known = set(methods.describe(config.method.name).hyperparameters) - {"parameter_groups"}
     _check_keys("method.", config.method.hyperparameters, known, f"the method {config.method.name!r}")
+
+
+def _check_loss(text: str) -> None:
+    """Refuse a loss that has no such name or no such parameter."""
+    from noisesam.gradients.losses import resolve
+
+    try:
+        resolve(text)
+    except InputError as error:
+        raise ConfigurationError(
+            f"method.loss = {text!r}: {error.given}", expected=error.expected, remedy=error.remedy
+        ) from None
 
 
 def _check_keys(prefix: str, given: Collection[str], known: Collection[str], where: str) -> None:
