@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from noisesam.methods.base import Method, NonFiniteLossError
-from noisesam.methods.registry import MethodDescription, class_named, describe, make, names
+from noisesam.methods.registry import MethodDescription, class_named, controls, describe, make, names
 from noisesam.methods.result import StepResult, StepTerms
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from noisesam.methods.f_sam import FriendlySAM
     from noisesam.methods.gnp import GNP
     from noisesam.methods.gsam import GSAM
+    from noisesam.methods.length_matched_sgd import LengthMatchedSGD
     from noisesam.methods.looklayersam import LookLayerSAM
     from noisesam.methods.looksam import LookSAM
     from noisesam.methods.m_sam import MSAM
@@ -47,6 +48,7 @@ __all__ = [
     "DynamicSparseSAM",
     "FisherSparseSAM",
     "FriendlySAM",
+    "LengthMatchedSGD",
     "LookLayerSAM",
     "LookSAM",
     "Method",
@@ -58,6 +60,7 @@ __all__ = [
     "StepResult",
     "StepTerms",
     "VaSSO",
+    "controls",
     "describe",
     "make",
     "names",

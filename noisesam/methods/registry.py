@@ -13,6 +13,7 @@ from torch import nn
 from noisesam.errors import InputError, nearest_name, unknown_name
 from noisesam.gradients.losses import PerExampleLoss
 from noisesam.methods.base import Method
+from noisesam.methods.checks import check_flag
 
 _REGISTRY: dict[str, str] = {
     "sgd": "noisesam.methods.sgd:SGD",
@@ -39,6 +40,13 @@ _REGISTRY: dict[str, str] = {
     "random-sam": "noisesam.methods.random_sam:RandomSAM",
 }
 
+_CONTROLS: dict[str, str] = {
+    "length-matched-sgd": "noisesam.methods.length_matched_sgd:LengthMatchedSGD",
+}
+"""Built, described, checked and trained as the family is, and no members of it: a control rules an explanation out and is
+nobody's method, so tables of the family do not list it."""
+_BUILT = {**_REGISTRY, **_CONTROLS}
+
 COMMON = {
     "chunk_size": "examples per chunk, auto (by memory_budget) or None for all; changes memory, not the result beyond rounding",
     "memory_budget": "bytes that chunk_size=auto may use: a stated number, so that bits repeat",
@@ -63,13 +71,23 @@ class MethodDescription:
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all methods, the baseline first."""
+    """Return the names of all methods of the family, the baseline first."""
     return tuple(_REGISTRY)
+
+
+def controls() -> tuple[str, ...]:
+    """Return the names of the controls: rules that `make` builds too, made to rule an explanation out.
+
+    Example:
+        >>> controls()
+        ('length-matched-sgd',)
+    """
+    return tuple(_CONTROLS)
 
 
 def class_named(name: str) -> type[Method] | None:
     """Return the method class of that name, None if no method has it."""
-    for place in _REGISTRY.values():
+    for place in _BUILT.values():
         module, attribute = place.split(":")
         if attribute == name:
             return getattr(importlib.import_module(module), attribute)
@@ -82,9 +100,9 @@ def method_class(name: str) -> type[Method]:
     Raises:
         InputError: The name is unknown.
     """
-    if name not in _REGISTRY:
-        raise unknown_name("method", name, _REGISTRY)
-    module, attribute = _REGISTRY[name].split(":")
+    if not isinstance(name, str) or name not in _BUILT:
+        raise unknown_name("method", name, _BUILT)
+    module, attribute = _BUILT[name].split(":")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -113,7 +131,7 @@ def make(name: str, model: nn.Module, *, loss: str | PerExampleLoss = "cross_ent
     """Build a method by name.
 
     Args:
-        name: One of `names()`.
+        name: One of `names()` or `controls()`.
         model: The model whose gradient it computes.
         loss: A name or a callable (logits, targets) -> losses (n,).
         hyperparameters: As listed by `describe(name)`.
@@ -131,12 +149,14 @@ def make(name: str, model: nn.Module, *, loss: str | PerExampleLoss = "cross_ent
     """
     kind = method_class(name)
     valid = describe(name).hyperparameters
-    for key in hyperparameters:
+    for key, value in hyperparameters.items():
         if key not in valid:
             close = nearest_name(key, valid)
             raise InputError(
                 f"Unknown hyper-parameter {key!r} of the method {name!r}",
                 expected="one of: " + ", ".join(valid),
-                remedy=f"Did you mean {close!r}?" if close else "",
+                remedy=f"Did you mean {close!r}?" if close else f"`noisesam methods {name}` lists them with their meanings.",
             )
+        if isinstance(valid[key][0], bool):
+            check_flag(key, value)
     return kind(model, loss=loss, **hyperparameters)
