@@ -1,9 +1,10 @@
-"""`noisesam bench`: what an exact per-example step costs on this machine, beside what else computes it."""
+"""`noisesam bench`: what an exact per-example step costs on this machine, and with --family what every method costs."""
 
 from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,55 +24,92 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    models: Annotated[str | None, typer.Option(help="Models, separated by commas; all by default.", show_default=False)] = None,
+    family: Annotated[
+        bool, typer.Option("--family", help="Time every method against SGD instead; hold the papers' claims against it.")
+    ] = False,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            "--models",
+            "--model",
+            help="Models, separated by commas; all by default, mlp,resnet8,vit with --family.",
+            show_default=False,
+        ),
+    ] = None,
     contenders: Annotated[
-        str | None, typer.Option(help="Contenders, separated by commas; all by default.", show_default=False)
+        str | None,
+        typer.Option(help="Contenders, with --family methods, separated by commas; all by default.", show_default=False),
     ] = None,
     threads: Annotated[
-        str | None, typer.Option(help="Numbers of threads, each measured; 1,2 by default, 1 on CUDA.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Numbers of threads, each measured; 1,2 by default, 1 on CUDA and with --family.", show_default=False
+        ),
     ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="Calls per contender; slow ones take a third. 9 by default.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda: float32 and bfloat16 autocast.")] = "cpu",
-    memory: Annotated[bool, typer.Option(help="Measure peaks of memory, each in a process of its own.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, or cuda: float32 and bfloat16 autocast (--family: float32).")] = "cpu",
+    memory: Annotated[
+        bool, typer.Option(help="Measure peaks of memory, each in a process of its own; never with --family.")
+    ] = True,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="Let the process keep freed memory, as noisesam train does.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny models, to try the bench itself.")] = False,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Write <machine kind>.json and README.md there.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write <machine kind>.json and README.md there, family-<machine kind>.json and family.md with --family.",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything measured as JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print the times as CSV.")] = False,
 ) -> None:
-    """Time SGD, SAM and the per-example methods against a loop, vmap and Opacus; say which targets hold."""
+    """Time SGD, SAM and the per-example methods against a loop, vmap and Opacus; say which targets hold.
+
+    With --family, time every method against SGD over whole cycles of its steps; say which of the papers' claims hold.
+    """
     if as_json and as_csv:
         raise InputError("Both --json and --csv", expected="one of them", remedy="Leave one out.")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler otherwise writes its own lines to stderr
+    from noisesam.bench import family as family_bench
     from noisesam.bench import plan, run, write_report
+    from noisesam.bench.family_report import write_family
 
-    planned = plan(
-        models=_names(models), contenders=_names(contenders), threads=_numbers(threads), device=device, rounds=rounds,
-        quick=quick, measures_memory=memory,
-    )  # fmt: skip
-    with progress_bar("bench", planned.units) as bar:
+    asked: dict[str, Any] = {
+        "models": _names(models), "threads": _numbers(threads), "device": device, "rounds": rounds, "quick": quick,
+    }  # fmt: skip
+    if family:
+        families = family_bench.plan_family(chosen=_names(contenders), **asked)
+        document = _measured(lambda told: family_bench.run_family(families, told), families.units, keep_memory)
+    else:
+        planned = plan(contenders=_names(contenders), measures_memory=memory, **asked)
+        document = _measured(lambda told: run(planned, told), planned.units, keep_memory)
+    written = [] if folder is None else write_family(document, folder) if family else write_report(document, folder)
+    if as_json:
+        print_json(document)
+    elif as_csv:
+        _print_csv(document["costs" if family else "timings"])
+    else:
+        (_show_family if family else _show)(document)
+        for path in written:
+            say_path("written:", path)
+
+
+def _measured(measure: Callable[[Callable[[str], None]], dict[str, Any]], units: int, keep_memory: bool) -> dict[str, Any]:
+    """Measure under a progress bar; the document says whether the process kept freed memory."""
+    with progress_bar("bench", units) as bar:
 
         def told(words: str) -> None:
             bar.update(bar.task_ids[0], advance=1, description=words)
 
         kept = keep_memory and keep_freed_memory()
-        document = run(planned, told)
+        document = measure(told)
         document["options"]["keeps_freed_memory"] = kept
-    written = write_report(document, folder) if folder is not None else []
-    if as_json:
-        print_json(document)
-    elif as_csv:
-        _print_csv(document["timings"])
-    else:
-        _show(document)
-        for path in written:
-            say_path("written:", path)
+    return document
 
 
 def _show(document: dict[str, Any]) -> None:
@@ -94,6 +132,25 @@ def _show(document: dict[str, Any]) -> None:
         say("- profiles and peaks of what misses its target: --json, --out", style="dim")
 
 
+def _show_family(document: dict[str, Any]) -> None:
+    from noisesam.bench import family_report as report
+
+    for sentence in report.conditions(document):
+        say(sentence, style="dim")
+    for setting in report.settings_of(document):
+        say()
+        _table(report.costs_table(document, setting), report.setting_words(document, setting))
+    headings, rows = report.claims_table(document)
+    if rows:
+        say()
+        print_table(
+            headings, rows, title="the papers' claims (measured in the order of the threads)", right=(3,), keep=(0, 1, 4)
+        )
+        say()
+    for line in [*report.statements(document), *report.reasons(document), *report.left_out(document)]:
+        say("- " + line, style="dim")
+
+
 def _table(table: Table, title: str) -> None:
     headings, rows = table
     print_table(headings, rows, title=title, right=range(1, len(headings)))
@@ -102,7 +159,7 @@ def _table(table: Table, title: str) -> None:
 def _print_csv(rows: list[dict[str, Any]]) -> None:
     table = csv.DictWriter(out.file, fieldnames=list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(row | {"notes": "; ".join(row["notes"])} for row in rows)
+    table.writerows(row | ({"notes": "; ".join(row["notes"])} if "notes" in row else {}) for row in rows)
 
 
 def _names(text: str | None) -> list[str] | None:
