@@ -40,18 +40,18 @@ class MissingExtraError(NoisesamError, ImportError):
     """A feature needs an optional package that is not installed."""
 
 
-def nearest_name(name: str, valid: Iterable[str]) -> str | None:
+def nearest_name(name: object, valid: Iterable[str]) -> str | None:
     """Return the valid name closest to `name`, or None if none is close.
 
     Example:
         >>> nearest_name("symetric", ["symmetric", "pair-flip"])
         'symmetric'
     """
-    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5) if isinstance(name, str) else []
     return matches[0] if matches else None
 
 
-def unknown_name(what: str, name: str, valid: Iterable[str]) -> InputError:
+def unknown_name(what: str, name: object, valid: Iterable[str]) -> InputError:
     """Build the error for an unknown name, with the nearest valid one in the remedy.
 
     Example:
@@ -63,5 +63,5 @@ def unknown_name(what: str, name: str, valid: Iterable[str]) -> InputError:
     return InputError(
         f"Unknown {what} {name!r}",
         expected="one of: " + ", ".join(names),
-        remedy=f"Did you mean {close!r}?" if close else "",
+        remedy=f"Did you mean {close!r}?" if close else f"Type one of these names for the {what}.",
     )

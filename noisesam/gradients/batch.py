@@ -49,10 +49,11 @@ def batch_size(inputs: Inputs) -> int:
         raise InputError(
             f"Inputs whose first axes are {sorted(sizes)}" if sizes else "Inputs without a tensor that has an example axis",
             expected="one number of examples, as the first axis of every input tensor",
+            remedy="Put the examples along the first axis; what belongs to all of them goes in as a plain value.",
         )
     size = sizes.pop()
     if size == 0:
-        raise InputError("An empty batch", expected="at least one example")
+        raise InputError("An empty batch", expected="at least one example", remedy="Pass over it, or load with drop_last.")
     return size
 
 
@@ -103,8 +104,13 @@ class Batch:
                 expected="both on one device",
                 remedy=f"Move the targets: targets.to('{device}').",
             )
-        if index is not None and index.shape != (size,):
-            raise InputError(f"An index of shape {tuple(index.shape)} for {size} examples", expected=f"shape ({size},)")
+        if index is not None and (not isinstance(index, Tensor) or index.shape != (size,)):
+            given = f"of shape {tuple(index.shape)}" if isinstance(index, Tensor) else f"of type {type(index).__name__}"
+            raise InputError(
+                f"An index {given} for {size} examples",
+                expected=f"a tensor of shape ({size},)",
+                remedy="Pass the index of the same batch, one number for each example.",
+            )
         return cls(inputs, targets, index, size)
 
     def take(self, rows: slice | Tensor) -> Batch:
@@ -129,11 +135,13 @@ ChunkSize = int | Literal["auto"] | None
 
 def check_chunk_size(chunk_size: Any) -> ChunkSize:
     """Refuse a chunk size that is neither a positive whole number nor "auto" nor None."""
-    if chunk_size is None or chunk_size == "auto":
+    if chunk_size is None or (isinstance(chunk_size, str) and chunk_size == "auto"):
         return chunk_size
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise InputError(
-            f"chunk_size={chunk_size!r}", expected="a positive number of examples, 'auto', or None for the whole batch"
+            f"chunk_size={chunk_size!r}",
+            expected="a positive number of examples, 'auto', or None for the whole batch",
+            remedy="Type chunk_size='auto' for as many examples as memory_budget holds.",
         )
     return chunk_size
 
@@ -145,6 +153,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
         raise InputError(
             f"A model without trainable parameters ({type(model).__name__})",
             expected="at least one parameter with requires_grad=True",
+            remedy="Unfreeze what is to be trained: model.requires_grad_(True).",
         )
     return parameters
 

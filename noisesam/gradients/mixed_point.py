@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Float
@@ -103,8 +104,9 @@ def mixed_point_gradient(
 
 def check_rho(rho: float) -> float:
     """Refuse a radius that is not a finite number of at least zero."""
-    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho < float("inf"):
-        raise InputError(f"rho={rho!r}", expected="a finite radius of at least 0, in the units of the weights")
+    if isinstance(rho, bool) or not isinstance(rho, Real) or not 0 <= rho < float("inf"):
+        remedy = "Type a small length, such as rho=0.05; rho=0 perturbs nothing."
+        raise InputError(f"rho={rho!r}", expected="a finite radius of at least 0, in the units of the weights", remedy=remedy)
     return float(rho)
 
 

@@ -90,7 +90,11 @@ class AUSAM(SharedPerturbation):
         self.unbiased = check_flag("unbiased", unbiased)
         self.seed = check_seed(seed)
         if self.s_min > self.s_max:
-            raise InputError(f"s_min={s_min!r} above s_max={s_max!r}", expected="s_min at most s_max")
+            raise InputError(
+                f"s_min={s_min!r} above s_max={s_max!r}",
+                expected="s_min at most s_max",
+                remedy="Equal values draw every example alike.",
+            )
         if self.unbiased and self.sampling == "fixed":
             raise InputError(
                 "unbiased=True with sampling='fixed'",

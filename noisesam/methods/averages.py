@@ -24,7 +24,11 @@ def loaded_tensors(saved: Any, model: nn.Module, what: str) -> dict[str, Tensor]
     """
     parameters = trainable(model)
     if not isinstance(saved, Mapping):
-        raise InputError(f"{what} of type {type(saved).__name__} in a method's state", expected="tensors by parameter name")
+        raise InputError(
+            f"{what} of type {type(saved).__name__} in a method's state",
+            expected="tensors by parameter name",
+            remedy="Build the method with the configuration of the run that saved it.",
+        )
     loaded: dict[str, Tensor] = {}
     for name, value in saved.items():
         if name not in parameters or not isinstance(value, Tensor) or value.shape != parameters[name].shape:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +14,9 @@ from noisesam.gradients.batch import Batch, ChunkSize, Inputs, call_model, check
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.losses import PerExampleLoss, resolve
 from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
-from noisesam.gradients.mixed_point import check_rho
 from noisesam.gradients.randomness import RandomState
+from noisesam.methods.checks import check_flag, check_number, saved_count, shown
+from noisesam.methods.parameter_groups import as_groups, radii_by_name
 from noisesam.methods.result import Outcome, StepCall, StepResult, StepTerms
 
 
@@ -57,14 +58,18 @@ class Method(ABC):
         parameter_groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise InputError(f"A model of type {type(model).__name__}", expected="a torch.nn.Module")
+            raise InputError(
+                f"A model of type {type(model).__name__}",
+                expected="a torch.nn.Module",
+                remedy="Pass the module itself, not its name.",
+            )
         self.model = model
         self.loss = resolve(loss)
         self.chunk_size: ChunkSize = check_chunk_size(chunk_size)
         self.memory_budget = check_memory_budget(memory_budget)
-        self.parameter_groups = list(parameter_groups or [])
+        self.parameter_groups = as_groups(parameter_groups)
         self.steps = 0
-        self._radii_by_id = self._group_radii()
+        self._group_radii = radii_by_name(self.parameter_groups, model)
 
     # ------------------------------------------------------------------ the step
 
@@ -86,6 +91,7 @@ class Method(ABC):
             index: (b,) stable indices of the examples; needed by methods that remember examples.
             scaler: A GradScaler: `.grad` then receives its scale times the gradient, as after scaler.scale(loss).backward().
                 If any pass is not finite, `.grad` is filled with inf, so that scaler.step skips, and no state advances.
+                A scaler that is switched off (enabled=False) skips nothing: it counts as none.
             scale: Multiplies the final gradient, never eps: b_i / total for ragged micro-batches.
             new_step: False for every micro-batch after the first of one step: counters and caches do not move again.
 
@@ -93,14 +99,17 @@ class Method(ABC):
             Losses, logits and counts of this call.
 
         Raises:
-            InputError: The batch or the model does not fit the method.
+            InputError: The batch, the model or the scaler does not fit the method.
             FloatingPointError: A loss is not finite and there is no scaler; `.grad` is as before.
         """
         batch = Batch.of(inputs, targets, index)
         parameters = trainable(self.model)
+        scaler = _working(scaler)
         loss_scale = self._loss_scale(scaler)
+        final = check_number("scale", scale, remedy="It is the share of a micro-batch in its step: scale=len(inputs) / total")
+        check_flag("new_step", new_step)
         with torch.enable_grad():
-            outcome = self._step(batch, parameters, StepCall(loss_scale, float(scale), new_step))
+            outcome = self._step(batch, parameters, StepCall(loss_scale, final, new_step))
         finite = outcome.finite and self._losses_are_finite(outcome)
         if finite and scaler is not None:
             finite = all(bool(value.isfinite().all()) for value in outcome.gradient.values())
@@ -172,13 +181,14 @@ class Method(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned; the run then goes on to the bit."""
-        if state.get("method") != self.name:
+        given = state.get("method") if isinstance(state, Mapping) else None
+        if given != self.name:
             raise InputError(
-                f"State of the method {state.get('method')!r}",
+                f"State of the method {given!r}" if isinstance(state, Mapping) else f"State of type {type(state).__name__}",
                 expected=f"state of {self.name!r}",
                 remedy="Build the method with the configuration of the run that saved it.",
             )
-        self.steps = int(state["steps"])
+        self.steps = saved_count(state, "steps")
 
     # ------------------------------------------------------------------ shared parts
 
@@ -189,22 +199,7 @@ class Method(ABC):
     def radii(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, float]:
         """Return rho of every parameter: its group's where it has one."""
         default = 0.0 if self.rho is None else self.rho
-        return {name: self._radii_by_id.get(id(parameter), default) for name, parameter in parameters.items()}
-
-    def _group_radii(self) -> dict[int, float]:
-        radii: dict[int, float] = {}
-        known = {id(parameter) for parameter in self.model.parameters()}
-        for number, group in enumerate(self.parameter_groups):
-            if set(group) != {"params", "rho"}:
-                raise InputError(f"Parameter group {number} with the keys {sorted(group)}", expected="'params' and 'rho'")
-            members: Iterable[Tensor] = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
-            for parameter in members:
-                if id(parameter) not in known:
-                    raise InputError(f"Parameter group {number} holds a tensor that is no parameter of the model")
-                if id(parameter) in radii:
-                    raise InputError(f"Parameter group {number} repeats a parameter of another group")
-                radii[id(parameter)] = check_rho(group["rho"])
-        return radii
+        return {name: self._group_radii.get(name, default) for name in parameters}
 
     def _mean_gradient(
         self,
@@ -296,7 +291,11 @@ def pull_back(output: Tensor, residual: Tensor, parameters: Mapping[str, nn.Para
         return {}
     with torch.autocast(output.device.type, enabled=False):
         gradients = torch.autograd.grad(output, list(parameters.values()), residual.to(output.dtype), allow_unused=True)
-    found = {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    return dense_only({name: value for name, value in zip(parameters, gradients, strict=True) if value is not None})
+
+
+def dense_only(found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return gradients by name, or refuse a sparse one by its name."""
     for name, value in found.items():
         if value.layout != torch.strided:
             raise InputError(
@@ -305,6 +304,19 @@ def pull_back(output: Tensor, residual: Tensor, parameters: Mapping[str, nn.Para
                 remedy="Build the embedding with sparse=False.",
             )
     return found
+
+
+def _working(scaler: Any) -> torch.amp.GradScaler | None:
+    """Return a scaler that scales and skips, None for one that is switched off: its step() would take what is not finite."""
+    if scaler is None:
+        return None
+    if not isinstance(scaler, torch.amp.GradScaler):
+        raise InputError(
+            f"scaler={shown(scaler)} of type {type(scaler).__name__}",
+            expected="a torch.amp.GradScaler, such as torch.amp.GradScaler(inputs.device.type)",
+            remedy="Leave scaler out for the gradient itself, and hand that to a scaler of another kind.",
+        )
+    return scaler if scaler.is_enabled() else None
 
 
 def _add_to_grad(parameters: Mapping[str, nn.Parameter], gradient: Mapping[str, Tensor]) -> None:

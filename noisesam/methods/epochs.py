@@ -7,7 +7,7 @@ from typing import Any
 
 from noisesam.errors import InputError
 from noisesam.methods.base import Method
-from noisesam.methods.checks import check_count
+from noisesam.methods.checks import check_count, saved_count
 
 
 class EpochMethod(Method):
@@ -32,7 +32,7 @@ class EpochMethod(Method):
 
     def start_epoch(self, epoch: int) -> None:
         """Tell the method that an epoch starts."""
-        self._epoch = check_count("epoch", epoch, at_least=0)
+        self._epoch = check_count("epoch", epoch, at_least=0, remedy="Count epochs from 0: method.start_epoch(0) first.")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters."""
@@ -40,6 +40,6 @@ class EpochMethod(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        epoch = saved_count(state, "epoch")
         super().load_state_dict(state)
-        epoch = int(state["epoch"])
         self._epoch = None if epoch < 0 else epoch

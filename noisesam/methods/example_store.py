@@ -91,7 +91,11 @@ class ExampleStore:
         """
         rows = state.get("rows")
         if not isinstance(rows, Tensor) or tuple(rows.shape[1:]) != self.row_shape or rows.dim() == 0:
-            raise InputError("A saved store of examples", expected=f"rows of the shape {self.row_shape}")
+            raise InputError(
+                "A saved store of examples",
+                expected=f"rows of the shape {self.row_shape}",
+                remedy="Build the method with the configuration of the run that saved it.",
+            )
         self._file, self._used = None, 0
         self._rows = self._rows.new_empty((0, *self.row_shape))
         self._grow(len(rows))
@@ -129,8 +133,16 @@ def require_index(method: str, index: Tensor | None, examples: int) -> Int[Tenso
             remedy="Call backward(inputs, targets, index=index): this method remembers examples from epoch to epoch.",
         )
     if index.shape != (examples,) or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise InputError(f"index of shape {tuple(index.shape)} and dtype {index.dtype}", expected=expected)
+        raise InputError(
+            f"index of shape {tuple(index.shape)} and dtype {index.dtype}",
+            expected=expected,
+            remedy="Pass the data set's own numbering, as NoisyDataset.batches() returns it, converted with index.long().",
+        )
     low, high = (int(index.min()), int(index.max())) if examples else (0, 0)
     if low < 0 or high > LARGEST_INDEX:
-        raise InputError(f"index from {low} to {high}", expected=f"{expected}, from 0 to {LARGEST_INDEX}")
+        raise InputError(
+            f"index from {low} to {high}",
+            expected=f"{expected}, from 0 to {LARGEST_INDEX}",
+            remedy="Number the examples of the data set from 0.",
+        )
     return index.long()

@@ -69,7 +69,9 @@ class FriendlySAM(SharedPerturbation):
     ) -> None:
         super().__init__(model, rho=rho, **options)
         self.sigma = check_number("sigma", sigma, at_least=0)
-        self.ema_decay = check_number("ema_decay", ema_decay, at_least=0, at_most=1)
+        self.ema_decay = check_number(
+            "ema_decay", ema_decay, at_least=0, below=1, remedy="At 1 the average would never move; type ema_decay=0.9."
+        )
         self.order = check_choice("order", order, ("after", "before"))
         self.start = check_choice("start", start, ("zero", "gradient"))
         self._average: dict[str, Tensor] = {}

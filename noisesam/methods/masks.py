@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from noisesam.errors import InputError
+from noisesam.methods.checks import shown
 
 Masks = dict[str, Tensor]
 PATTERNS = "'unstructured', 'structured' or 'N:M', such as '2:4'"
@@ -25,22 +27,26 @@ def check_pattern(pattern: Any, sparsity: float | None) -> tuple[str | tuple[int
     Raises:
         InputError: The pattern is not one, or contradicts the sparsity.
     """
-    if pattern in ("unstructured", "structured"):
+    if isinstance(pattern, str) and pattern in ("unstructured", "structured"):
         share = 0.5 if sparsity is None else sparsity
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share < 1:
             raise InputError(
-                f"sparsity={sparsity!r}",
+                f"sparsity={shown(sparsity)}",
                 expected="a share of weights of at least 0 and below 1",
                 remedy="sparsity=0 is SAM; at 1 nothing would be perturbed: use sgd.",
             )
         return pattern, float(share)
     found = re.fullmatch(r"(\d+):(\d+)", pattern) if isinstance(pattern, str) else None
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise InputError(f"pattern={pattern!r}", expected=f"{PATTERNS} with 1 <= N <= M")
-    kept, of = int(found[1]), int(found[2])
-    if sparsity is not None and abs(sparsity - (1 - kept / of)) > 1e-9:
         raise InputError(
-            f"sparsity={sparsity!r} with pattern={pattern!r}",
+            f"pattern={shown(pattern)}",
+            expected=f"{PATTERNS} with 1 <= N <= M",
+            remedy="Type pattern='2:4' to perturb two of every four weights of a row.",
+        )
+    kept, of = int(found[1]), int(found[2])
+    if sparsity is not None and not (isinstance(sparsity, Real) and abs(sparsity - (1 - kept / of)) <= 1e-9):
+        raise InputError(
+            f"sparsity={shown(sparsity)} with pattern={pattern!r}",
             expected=f"sparsity={1 - kept / of:g}, which the pattern says",
             remedy="Leave sparsity out.",
         )

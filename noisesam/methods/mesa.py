@@ -78,7 +78,13 @@ class MESA(EpochMethod):
         self.lam = check_number("lam", lam, at_least=0)
         self.temperature = check_number("temperature", temperature, above=0)
         self.first_epoch = check_count("start_epoch", start_epoch, at_least=0)
-        self.ema_decay = check_number("ema_decay", ema_decay, at_least=0, at_most=1)
+        self.ema_decay = check_number(
+            "ema_decay",
+            ema_decay,
+            at_least=0,
+            below=1,
+            remedy="At 1 the teacher would stay what it was; type ema_decay=0.9998.",
+        )
         self.epochs = check_count("epochs", epochs, at_least=0)
         self.tau_squared = check_flag("tau_squared", tau_squared)
         self._average: dict[str, Tensor] = {}

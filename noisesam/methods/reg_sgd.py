@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Batch, call_model
-from noisesam.methods.base import Method, pull_back
+from noisesam.gradients.mixed_point import check_rho
+from noisesam.methods.base import Method, dense_only, pull_back
+from noisesam.methods.checks import check_choice, check_number
 from noisesam.methods.result import Outcome, StepCall
 from noisesam.regularizers import JSAMRegularizer
 
@@ -74,13 +76,18 @@ class RegularizedSGD(Method):
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
+        mode = check_choice("mode", mode, ("constant", "adaptive"))
+        for name, value in (("activation", activation), ("weight", weight)):
+            if value is not None:
+                check_number(name, value, at_least=0, remedy=f"Type {name}=0.0 to switch it off.")
+        if rho is not None:
+            check_rho(rho)
         if mode == "constant":
             activation = DEFAULT_ACTIVATION if activation is None else activation
             weight = DEFAULT_WEIGHT if weight is None else weight
             self._options: dict[str, Any] = {"activation": activation, "weight": weight}
         else:
-            loss = self.loss if mode == "adaptive" else "cross_entropy"
-            self._options = {"mode": mode, "rho": rho, "hidden_layer": hidden_layer, "loss": loss}
+            self._options = {"mode": mode, "rho": rho, "hidden_layer": hidden_layer, "loss": self.loss}
             self._options |= {
                 name: value for name, value in (("activation", activation), ("weight", weight)) if value is not None
             }
@@ -95,7 +102,10 @@ class RegularizedSGD(Method):
         try:
             return JSAMRegularizer(self.model, self.last_layer, **self._options)
         except ValueError as error:
-            raise InputError(str(error)) from error
+            # The regulariser, which knows nothing of the package, keeps the three parts in one text.
+            given, _, rest = str(error).partition(". Expected ")
+            expected, _, remedy = rest.partition(". ")
+            raise InputError(given, expected=expected, remedy=remedy) from error
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         chunk_size = self._chunk(batch)
@@ -142,4 +152,4 @@ def _pull_back_both(
             [residual.to(output.dtype), penalty.new_tensor(share)],
             allow_unused=True,
         )
-    return {name: value for name, value in zip(parameters, gradients, strict=True) if value is not None}
+    return dense_only({name: value for name, value in zip(parameters, gradients, strict=True) if value is not None})

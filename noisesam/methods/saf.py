@@ -110,7 +110,9 @@ class SAF(EpochMethod):
             self._logits = self._logit_store(shape, logits.dtype)
         if shape != self._logits.row_shape:
             raise InputError(
-                f"Logits of shape {tuple(logits.shape[1:])} for one example", expected=f"{self._logits.row_shape[1:]} as before"
+                f"Logits of shape {tuple(logits.shape[1:])} for one example",
+                expected=f"{self._logits.row_shape[1:]} as before",
+                remedy="Build a new method for a model with other outputs.",
             )
         rows, epochs = self._logits.read(index, "cpu"), self._epochs.read(index, "cpu")
         rows[:, epoch % self.lag] = logits.detach().to("cpu", rows.dtype)
@@ -138,7 +140,11 @@ class SAF(EpochMethod):
             rows = state["logits"]
             shape = tuple(rows.shape[1:]) if isinstance(rows, Tensor) else ()
             if shape[:1] != (self.lag,) or len(rows) != len(epochs):
-                raise InputError("Kept logits in a method's state", expected=f"(examples, {self.lag}, ...) as lag={self.lag}")
+                raise InputError(
+                    "Kept logits in a method's state",
+                    expected=f"(examples, {self.lag}, ...) as lag={self.lag}",
+                    remedy="Build the method with the configuration of the run that saved it.",
+                )
             logits = self._logit_store(shape, rows.dtype)
             logits.load_state_dict({"rows": rows})
         super().load_state_dict(state)

@@ -9,6 +9,7 @@ from torch import nn
 from noisesam.gradients.batch import Batch
 from noisesam.gradients.engine.selection import check_engine
 from noisesam.methods.base import Method
+from noisesam.methods.checks import check_flag
 from noisesam.methods.per_example import per_example_outcome
 from noisesam.methods.result import Outcome, StepCall
 
@@ -46,7 +47,7 @@ class SGD(Method):
 
     def __init__(self, model: nn.Module, *, gradient_norms: bool = False, engine: str = "auto", **options: Any) -> None:
         super().__init__(model, **options)
-        self.gradient_norms = gradient_norms
+        self.gradient_norms = check_flag("gradient_norms", gradient_norms)
         self.engine = check_engine(engine)
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from noisesam.gradients.batch import Batch
 from noisesam.methods.averages import loaded_tensors
-from noisesam.methods.checks import check_count, check_number
+from noisesam.methods.checks import check_count, check_number, saved_count
 from noisesam.methods.drawing import check_seed, generator_at
 from noisesam.methods.epochs import EpochMethod
 from noisesam.methods.masks import Masks, check_pattern, saved_masks, top_masks, unflattened
@@ -147,8 +147,9 @@ class DynamicSparseSAM(SharedPerturbation, EpochMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         masks = loaded_tensors(state.get("masks"), self.model, "The mask")
+        moved_in = saved_count(state, "moved_in")
         super().load_state_dict(state)
-        self._masks, self._moved_in = masks, int(state["moved_in"])
+        self._masks, self._moved_in = masks, moved_in
 
 
 def _dropped_and_grown(live: Tensor, sizes: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory import chunk_for
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.averages import loaded_tensors, saved_tensors
-from noisesam.methods.checks import check_count
+from noisesam.methods.checks import check_count, saved_count
 from noisesam.methods.epochs import EpochMethod
 from noisesam.methods.masks import Masks, check_pattern, saved_masks, top_masks
 from noisesam.methods.result import Outcome, StepCall
@@ -149,8 +149,9 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
         """Restore what `state_dict` returned."""
         masks = loaded_tensors(state.get("masks"), self.model, "The mask")
         fisher = loaded_tensors(state.get("fisher"), self.model, "The Fisher diagonal")
+        seen = saved_count(state, "seen")
         super().load_state_dict(state)
-        self._masks, self._fisher, self._seen = masks, fisher, int(state["seen"])
+        self._masks, self._fisher, self._seen = masks, fisher, seen
 
 
 def _squared_sum(factor: Factor) -> Tensor:
