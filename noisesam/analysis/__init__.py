@@ -47,6 +47,18 @@ at_equal_clean_accuracy(runs, levels=(0.5, ..., 0.99)): one row per run and leve
     the training accuracy of the group is at least the level; NaN if not reached), fitted (that accuracy), test_accuracy,
     validation_accuracy, noisy_fitted
 
+at_equal_compute(runs, budgets=None, cost="passes"): one row per run, budget and selection ("oracle", "validation", "last", each
+    among the evaluations within the budget); cost "passes" counts steps of SGD, "seconds" the wall time of the training steps
+    RUN, cost, budget, selection, reached (bool), step, epoch, spent, test_accuracy, validation_accuracy, train_accuracy,
+    clean_fitted, noisy_fitted
+
+compute_spent(runs, cost="passes"): one row per run and evaluation
+    RUN, step, epoch, spent (since the start of the run, in the units of the cost)
+
+matched_differences(matched, baseline="sgd"): one row per method and setting, and level or budget, of one of the two tables of
+    runs at equal clean accuracy or at equal compute: the differences of test accuracy to the baseline, paired by seed
+    method, setting, baseline, baseline_setting, level (or cost, budget, selection), difference, sd, low, high, pairs
+
 summary(runs, confidence=0.95, interval_method="t"): one row per method and setting, over seeds
     method, setting, seeds (number of runs), then for each quantity Q below the four columns Q_mean, Q_sd, Q_low, Q_high:
         oracle_test_accuracy, oracle_epoch, oracle_clean_fitted, oracle_noisy_fitted, and the same with validation_ and last_;
@@ -71,6 +83,7 @@ paired_difference(values, baseline, ...) -> Interval of values - baseline over c
 """
 
 from noisesam.analysis.comparison import paired_differences, summary
+from noisesam.analysis.compute import at_equal_compute, compute_spent, matched_differences
 from noisesam.analysis.curves import memorisation, norms
 from noisesam.analysis.scoreboard import gain_kept, scoreboard
 from noisesam.analysis.statistics import Interval, interval, paired_difference
@@ -81,12 +94,15 @@ from noisesam.analysis.weights import gradient_weight, gradient_weight_at_equal_
 __all__ = [
     "Interval",
     "at_equal_clean_accuracy",
+    "at_equal_compute",
+    "compute_spent",
     "early_stopping",
     "findings",
     "gain_kept",
     "gradient_weight",
     "gradient_weight_at_equal_weights",
     "interval",
+    "matched_differences",
     "memorisation",
     "noise_fitting_onset",
     "norms",
