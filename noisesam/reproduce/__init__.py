@@ -1,0 +1,28 @@
+"""The published experiments as runnable form: the toy, the evidence that runs give, and a verdict on every claim.
+
+Nothing here is loaded before it is used: tables and verdicts need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from noisesam.reproduce.toy import ToyResult as ToyResult
+    from noisesam.reproduce.toy import toy_grid as toy_grid
+
+_LAZY = {
+    "ToyResult": "toy",
+    "toy_grid": "toy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"noisesam.reproduce.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'noisesam.reproduce' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
