@@ -182,11 +182,13 @@ def judge_claims(
             if claim.holds(measured):
                 found.append(ClaimVerdict(name, member, measured, alone, HELD))
             else:
-                found.append(ClaimVerdict(name, member, measured, alone, NOT_HELD, _why(claim, measured, alone)))
+                found.append(
+                    ClaimVerdict(name, member, measured, alone, NOT_HELD, _why(claim, measured, alone, ratios.get("sgd")))
+                )
     return found
 
 
-def _why(claim: Claim, measured: float, alone: float | None) -> str:
+def _why(claim: Claim, measured: float, alone: float | None, sgd: float | None) -> str:
     """Say in a sentence what keeps the number from fitting, where the counted passes tell."""
     if claim.is_cheaper(measured):
         return "It is cheaper than claimed."
@@ -194,4 +196,5 @@ def _why(claim: Claim, measured: float, alone: float | None) -> str:
         return ""
     if not claim.holds(alone):
         return f"Its passes alone, B counted as 2F, make it {alone:.2f}."
-    return f"Passes alone would make it {alone:.2f}; on top comes what is no pass: {claim.beside}."
+    own = "" if sgd is None else f"; noisesam's own SGD step is at {sgd:.2f} of torch's"
+    return f"Passes alone would make it {alone:.2f}; on top comes what is no pass: {claim.beside}{own}."

@@ -207,6 +207,8 @@ def test_a_cost_that_passes_explain_is_told_from_one_that_they_do_not():
     assert reasons["ausam-time", "ausam"] == "Its passes alone, B counted as 2F, make it 0.50."
     assert judge_claims({"looksam": 1.01}, passes=PASSES)[0].reason == "It is cheaper than claimed."
     assert judge_claims({"saf": 1.3})[0].reason == ""  # without passes nothing is known
+    beside_sgd = judge_claims({"saf": 1.3, "sgd": 1.06}, passes=PASSES)[0].reason
+    assert beside_sgd.endswith("; noisesam's own SGD step is at 1.06 of torch's.")
 
 
 def test_passes_of_esam_are_priced_by_counting_multiplications():
