@@ -15,6 +15,7 @@ from noisesam.plotting.norms import plot_norms
 from noisesam.plotting.saving import SavedFigure, save
 from noisesam.plotting.scoreboard import plot_scoreboard
 from noisesam.plotting.style import GROUP_STYLES, METHOD_STYLES, PREDICTION_STYLES, Look, method_style
+from noisesam.plotting.toy import plot_toy_accuracy, plot_toy_ratios, plot_toy_traps
 from noisesam.plotting.transition import plot_transition_matrix
 from noisesam.plotting.weights_against_loss import plot_weights_against_loss
 
@@ -34,6 +35,9 @@ __all__ = [
     "plot_norms",
     "plot_scoreboard",
     "plot_test_accuracy",
+    "plot_toy_accuracy",
+    "plot_toy_ratios",
+    "plot_toy_traps",
     "plot_transition_matrix",
     "plot_weights_against_loss",
     "save",
