@@ -130,7 +130,8 @@ def write_report(document: Document, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{document['machine_kind']}{'-quick' if document['quick'] else ''}.json"
     target.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    documents = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    own = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith("family-")]  # that kind has its own page
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in own]
     readme = folder / "README.md"
     readme.write_text("# Benchmarks\n\n" + "\n".join(markdown(one) for one in documents), encoding="utf-8")
     return [target, readme]

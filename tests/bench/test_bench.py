@@ -278,6 +278,8 @@ def test_the_files_are_the_document_and_its_tables(document, tmp_path):
 def test_a_second_machine_stands_beside_the_first(document, tmp_path):
     write_report(document, tmp_path)
     write_report(document | {"machine_kind": "another"}, tmp_path)
+    (tmp_path / "family-another.json").write_text("{}", encoding="utf-8")  # of another kind, with a page of its own
+    write_report(document | {"machine_kind": "another"}, tmp_path)
     headings = [line for line in (tmp_path / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("## ")]
     assert headings == sorted(["## another", f"## {document['machine_kind']}"])
 
