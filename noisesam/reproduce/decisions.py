@@ -166,13 +166,15 @@ def share_of_gain(
     if n == 1:
         return Interval(ratio, math.nan, math.nan, math.nan, 1)
     scale = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) ** 2 / n
-    # The shares k with a k^2 - 2 b k + c <= 0.
-    a = float(full.mean() ** 2 - scale * full.var(ddof=1))
-    b = float(own.mean() * full.mean() - scale * np.cov(own, full)[0, 1])
-    c = float(own.mean() ** 2 - scale * own.var(ddof=1))
+    spread, joint = float(full.var(ddof=1)), float(np.cov(own, full)[0, 1])
+    # The shares k with a k^2 - 2 b k + c <= 0; b^2 - a c is written without the squares of the means, which would cancel.
+    a = float(full.mean()) ** 2 - scale * spread
+    b = float(own.mean() * full.mean()) - scale * joint
     if a <= 0:
         return Interval(ratio, math.nan, math.nan, math.nan, n)
-    half = math.sqrt(max(b * b - a * c, 0.0)) / a
+    around_ratio = float((own - ratio * full).var(ddof=1))
+    around_slope = float((own - joint / spread * full).var(ddof=1)) if spread > 0 else 0.0
+    half = math.sqrt(max(scale * float(full.mean()) ** 2 * around_ratio - scale**2 * spread * around_slope, 0.0)) / a
     return Interval(ratio, math.nan, b / a - half, b / a + half, n)
 
 
