@@ -242,3 +242,29 @@ def test_a_configuration_names_a_loss_with_its_parameters_and_a_wrong_one_by_its
     assert config.method.loss == "generalised_cross_entropy(q=0.5)"
     with pytest.raises(ConfigurationError, match=r"method\.loss = .*Unknown parameter 'Q'.*one of: q"):
         validate(load_config({"method": {"loss": "generalised_cross_entropy(Q=0.5)"}}))
+
+
+@pytest.mark.parametrize("text", ["generalised_cross_entropy(q=0.5)", "logit_norm_penalty"])
+def test_a_run_is_trained_evaluated_and_tracked_with_a_robust_loss(text, tmp_path):
+    config = {
+        "data": {"train_size": 50, "test_size": 20, "validation_size": 10},
+        "noise": {"kind": "symmetric", "rate": 0.4},
+        "model": {"name": "mlp", "options": {"hidden": [8]}},
+        "method": {"name": "1-sam", "rho": 0.05, "loss": text},
+        "training": {"epochs": 2, "batch_size": 16, "threads": 1},
+        "tracking": {"probe_size": 8},
+    }
+    run = noisesam.fit(config, tmp_path / "run")
+    assert run.config["method"]["loss"] == text
+    metrics = run.metrics.set_index(["metric", "split", "group", "step"])["value"]
+    model, loss = run.checkpoint().tensors, resolve(text)
+    # The mean training loss that was written is that of the named loss at the saved weights.
+    prepared = noisesam.training.preparation.prepare(load_config(config))
+    prepared.model.load_state_dict({key: model[f"model.{key}"] for key in prepared.model.state_dict()})
+    train = prepared.splits.train
+    with torch.no_grad():
+        expected = loss(prepared.model(train.inputs), train.labels).mean()
+    last = max(step for *_, step in metrics.index)
+    assert metrics["loss", "train", "all", last] == pytest.approx(float(expected), rel=1e-6)  # float32
+    for tracked in ("gradient_norm", "step_gradient_norm", "logit_weight", "jacobian_weight", "sharpness"):
+        assert math.isfinite(metrics[tracked, "probe", "all", last])
