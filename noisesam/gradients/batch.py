@@ -158,6 +158,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return parameters
 
 
+def sparse_gradient(name: str) -> InputError:
+    """Build the error for a parameter whose gradient is sparse."""
+    return InputError(
+        f"A sparse gradient of {name!r}",
+        expected="dense gradients: a perturbation has an entry for every weight",
+        remedy="Build the embedding with sparse=False.",
+    )
+
+
 def devices_of(model: nn.Module) -> list[torch.device]:
     """Return the accelerator devices that hold the model's tensors, in a stable order."""
     if not torch.cuda.is_initialized():  # asked for at every step: no tensor can be there yet

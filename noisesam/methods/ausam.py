@@ -18,7 +18,7 @@ from noisesam.methods.checks import check_choice, check_flag, check_number
 from noisesam.methods.drawing import check_seed, uniform_by_index
 from noisesam.methods.example_store import ExampleStore, require_index
 from noisesam.methods.result import Outcome, StepCall
-from noisesam.methods.shared_perturbation import Planned, SharedPerturbation
+from noisesam.methods.shared_perturbation import Planned, SharedPerturbation, unscaled
 from noisesam.methods.weights import ascent
 
 
@@ -140,7 +140,7 @@ class AUSAM(SharedPerturbation):
         drawn, weights = self._drawn(batch, StepCall())
         with torch.enable_grad(), unchanged(self.model):
             clean, _, _ = self._mean_gradient(batch.take(drawn), parameters, 1.0, weights=weights)
-            return ascent(clean, self.radii(parameters))
+            return ascent(self._penalised(unscaled(clean, 1.0), parameters), self.radii(parameters))
 
     def probabilities(self, index: Tensor) -> Float[Tensor, " b"]:
         """Return p_i of every example of a batch."""

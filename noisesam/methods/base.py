@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError, NoisesamError
-from noisesam.gradients.batch import Batch, ChunkSize, Inputs, call_model, check_chunk_size, devices_of, trainable
+from noisesam.gradients.batch import (
+    Batch,
+    ChunkSize,
+    Inputs,
+    call_model,
+    check_chunk_size,
+    devices_of,
+    sparse_gradient,
+    trainable,
+)
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.losses import PerExampleLoss, resolve
 from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
@@ -298,11 +307,7 @@ def dense_only(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return gradients by name, or refuse a sparse one by its name."""
     for name, value in found.items():
         if value.layout != torch.strided:
-            raise InputError(
-                f"A sparse gradient of {name!r}",
-                expected="dense gradients: eps has an entry for every weight",
-                remedy="Build the embedding with sparse=False.",
-            )
+            raise sparse_gradient(name)
     return found
 
 

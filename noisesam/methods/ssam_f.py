@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from noisesam.gradients.batch import Batch, devices_of
+from noisesam.gradients.batch import Batch, Inputs, devices_of, trainable
 from noisesam.gradients.engine.selection import check_engine, engine_for
 from noisesam.gradients.factors import Factor, OuterProducts
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory import chunk_for
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.averages import loaded_tensors, saved_tensors
+from noisesam.methods.base import unchanged
 from noisesam.methods.checks import check_count, saved_count
 from noisesam.methods.epochs import EpochMethod
 from noisesam.methods.masks import Masks, check_pattern, saved_masks, top_masks
@@ -99,20 +101,12 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         _ = self.epoch
-        wanted = min(self.num_samples - self._seen, batch.size) if call.new_step or not self._masks else 0
-        if wanted <= 0 or self.sparsity == 0:
+        found = self._gathered(batch, parameters, call)
+        if found is None:
             return self._two_passes(batch, parameters, call)
-        before = self._masks, self._fisher, self._seen
-        fisher = dict(self._fisher)
-        for name, value in self._squares(batch.take(slice(0, wanted))).items():
-            fisher[name] = fisher[name] + value if name in fisher else value
-        scores = {name: fisher.get(name, torch.zeros_like(accurate(p.detach()))) for name, p in parameters.items()}
-        found = top_masks(scores, self.pattern, self.sparsity), fisher, self._seen + wanted
-        self._masks = found[0]
-        try:
+        with self._using(found[0]):
             outcome = self._two_passes(batch, parameters, call)
-        finally:
-            self._masks, self._fisher, self._seen = before
+        wanted = found[2] - self._seen
 
         def commit() -> None:
             self._masks, self._fisher, self._seen = found
@@ -121,6 +115,34 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
         outcome.backward_examples += wanted
         outcome.commit = commit
         return outcome
+
+    def _gathered(
+        self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall
+    ) -> tuple[Masks, dict[str, Tensor], int] | None:
+        """Return mask, Fisher diagonal and number of its examples with those of this batch; None where none is wanted."""
+        wanted = min(self.num_samples - self._seen, batch.size) if call.new_step or not self._masks else 0
+        if wanted <= 0 or self.sparsity == 0:
+            return None
+        fisher = dict(self._fisher)
+        for name, value in self._squares(batch.take(slice(0, wanted))).items():
+            fisher[name] = fisher[name] + value if name in fisher else value
+        scores = {name: fisher.get(name, torch.zeros_like(accurate(p.detach()))) for name, p in parameters.items()}
+        return top_masks(scores, self.pattern, self.sparsity), fisher, self._seen + wanted
+
+    @contextmanager
+    def _using(self, masks: Masks) -> Iterator[None]:
+        before, self._masks = self._masks, masks
+        try:
+            yield
+        finally:
+            self._masks = before
+
+    def perturbation(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor] | None:
+        """Return the eps that the next step on this batch would take, with the mask that it would gather first."""
+        with torch.enable_grad(), unchanged(self.model):
+            found = self._gathered(Batch.of(inputs, targets, index), trainable(self.model), StepCall())
+        with self._using(self._masks if found is None else found[0]):
+            return super().perturbation(inputs, targets, index)
 
     def _ascent(self, clean: Mapping[str, Tensor], parameters: dict[str, nn.Parameter], call: StepCall) -> Planned:
         eps = ascent(clean, self.radii(parameters))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
+from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, sparse_gradient, take
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
 from noisesam.gradients.randomness import RandomState
@@ -139,8 +139,9 @@ def _alone(engine: FastEngine, inputs: Inputs, row: int) -> _Alone:
         gradients = torch.autograd.grad(output, list(engine.parameters.values()), cotangent, allow_unused=True)
         for name, gradient in zip(engine.parameters, gradients, strict=True):
             if gradient is not None:
-                dense = gradient.to_dense() if gradient.is_sparse else gradient
-                norms[name] = torch.linalg.vector_norm(dense.double())
+                if gradient.layout != torch.strided:
+                    raise sparse_gradient(name)
+                norms[name] = torch.linalg.vector_norm(gradient.double())
     return _Alone(output.detach(), norms)
 
 
