@@ -1,54 +1,25 @@
-"""Several runs at once: a process pool of single-threaded workers with one progress bar over all of them."""
+"""Several runs at once behind one progress bar, for the commands that make runs."""
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-import os
-import queue
-import threading
-from collections.abc import Iterable, Mapping
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
 
-from noisesam.cli.allocation import keep_freed_memory
-from noisesam.cli.console import progress_bar, warn, warnings_in_words
-from noisesam.errors import NoisesamError, RunError
+from noisesam.cli.console import err, progress_bar, warn
+from noisesam.experiments import FailedRunError, Job, Outcome, Progress, Report, is_finished
+from noisesam.experiments import run_all as make_all
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["FailedRunError", "Job", "in_words", "is_finished", "make_runs", "run_all", "shown"]
 
-    from noisesam.training import Config
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run to be made: its configuration and its folder."""
-
-    config: Config
-    folder: Path
+EVERY = 60.0
+"""Seconds between two lines about how far the runs are, where there is no terminal to draw a bar on."""
 
 
-_reports: Any = None
-"""In a worker: where it reports epochs to."""
-
-
-def is_finished(job: Job) -> bool:
-    """Whether the folder holds this very run, finished and readable; another run there is for `fit` to refuse."""
-    if not (job.folder / "manifest.json").exists():
-        return False
-    from noisesam.runs import open_run
-    from noisesam.training import load_config
-
-    run = open_run(job.folder)
-    return run.status == "finished" and not run.problems and load_config(run.config) == job.config
-
-
-def run_all(jobs: list[Job], *, workers: int, data_root: Path | None = None) -> int:
-    """Make the runs that are not finished yet.
+def run_all(jobs: Sequence[Job], *, workers: int, data_root: Path | None = None) -> int:
+    """Make the runs that are not finished yet; the first failing one ends the command.
 
     Args:
         jobs: The runs, independent of each other.
@@ -61,122 +32,63 @@ def run_all(jobs: list[Job], *, workers: int, data_root: Path | None = None) -> 
     Raises:
         NoisesamError: The first error of a run; runs under way are stopped at once and resume from their last checkpoint.
     """
-    waiting = [job for job in jobs if not is_finished(job)]
-    if not waiting:
-        return 0
-    epochs = sum(job.config.training.epochs for job in waiting)
-    reports = multiprocessing.get_context("spawn").Queue()
-    with (
-        _pool(min(workers, len(waiting)), reports) as pool,
-        progress_bar(f"training {len(waiting)} runs (epochs)", epochs) as bar,
-    ):
-        task = bar.task_ids[0]
-        futures = [pool.submit(_make, job, data_root) for job in waiting]
-        for finished in _watch(futures, reports, lambda epochs: bar.update(task, advance=epochs)):
-            try:
-                finished.result()
-            except BrokenExecutor as error:
-                raise RunError(
-                    "A worker process was killed from outside",
-                    expected="enough memory for every worker",
-                    remedy="The same command again resumes; --workers 1 needs less memory",
-                ) from error
-    return len(waiting)
+    return make_runs(jobs, workers=workers, data_root=data_root).made
+
+
+def make_runs(
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    executor: Executor | None = None,
+    data_root: Path | None = None,
+    on_failure: Literal["raise", "collect"] = "raise",
+    lines: bool = False,
+) -> Outcome:
+    """Make the runs that are not finished yet behind a bar; see `noisesam.experiments.run_all`.
+
+    Args:
+        jobs: The runs.
+        workers: Processes, one torch thread each.
+        executor: Where they are made instead.
+        data_root: Folder of the data sets.
+        on_failure: Whether the first failure ends everything.
+        lines: Say how far the runs are, now and then, where no bar can be drawn.
+    """
+    with shown(lines=lines) as progress:
+        return make_all(jobs, workers=workers, executor=executor, data_root=data_root, progress=progress, on_failure=on_failure)
 
 
 @contextmanager
-def _pool(workers: int, reports: Any) -> Iterator[Executor]:
-    """Spawned workers that start with one thread each and are gone, whatever happens."""
-    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(threads, "1"))  # inherited by the workers, read when they import torch
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(reports,))
-    try:
-        yield pool
-        pool.shutdown()
-    except BaseException:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        raise
-    finally:
-        for name, value in threads.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        reports.close()
-        reports.cancel_join_thread()
+def shown(*, lines: bool = False) -> Iterator[Progress]:
+    """Show reports as a bar with the time left, on a terminal; warnings of runs as lines, everywhere."""
+    with progress_bar("training", None) as bar:
+        task = bar.task_ids[0]
+        told = 0.0
+
+        def show(report: Report) -> None:
+            nonlocal told
+            if report.warning:
+                warn(report.warning)
+                return
+            failed = f", {report.failed} failed" if report.failed else ""
+            done = f"training {report.runs} runs: {report.ended} done{failed} (epochs)"
+            bar.update(task, completed=report.epochs, total=report.total_epochs, description=done)
+            if lines and not err.is_terminal and report.seconds - told >= EVERY:
+                told = report.seconds
+                left = "" if report.seconds_left is None else f", about {in_words(report.seconds_left)} left"
+                err.print(f"{report.ended} of {report.runs} runs done{failed}{left}", markup=False)
+
+        yield show
 
 
-def _watch(futures: list[Future[None]], reports: Any, advance: Any) -> Iterable[Future[None]]:
-    """Yield futures as they end; a worker's report is a number of epochs, or a warning in words."""
-    pending = set(futures)
-    while pending:
-        with contextlib.suppress(queue.Empty):
-            report = reports.get(timeout=0.2)
-            while True:
-                warn(report) if isinstance(report, str) else advance(report)
-                report = reports.get_nowait()
-        done = {future for future in pending if future.done()}
-        pending -= done
-        yield from as_completed(done)
+def in_words(seconds: float) -> str:
+    """A duration as one reads it.
 
-
-def _start(reports: Any) -> None:
-    global _reports
-    _reports = reports
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-
-
-def _end_with_the_parent() -> None:
-    """End this worker when its parent is gone, however that ended: nobody would read its runs or stop it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # As safe as a kill: whatever was flushed is whole.
-
-
-def _make(job: Job, data_root: Path | None) -> None:
-    """In a worker: make one run."""
-    import signal
-
-    import torch
-
-    from noisesam.training import fit
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the workers
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    try:
-        with warnings_in_words(lambda text: _reports.put(f"{job.folder.name}: {text}")):
-            fit(job.config, job.folder, data_root=data_root, progress=_Reporter(job.config.training.epochs))
-    except NoisesamError as error:
-        raise FailedRunError(job.folder.name, error.given, error.expected, error.remedy) from None
-
-
-class _Reporter:
-    """Reports whole epochs of one run to the parent; a report for every step would be felt."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-        self.reported = 0
-
-    def __call__(self, step: int, total: int, _: str) -> None:
-        done = self.epochs * step // max(total, 1)
-        if done > self.reported:
-            _reports.put(done - self.reported)
-            self.reported = done
-
-
-class FailedRunError(NoisesamError):
-    """An error of one run, able to cross a process border with its three parts."""
-
-    def __init__(self, run: str, given: str, expected: str = "", remedy: str = "") -> None:
-        self.parts: Mapping[str, str] = {"run": run, "given": given, "expected": expected, "remedy": remedy}
-        super().__init__(f"{run}: {given}", expected=expected, remedy=remedy)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the call that makes it; an exception's own pickling would lose the keyword parts."""
-        return FailedRunError, tuple(self.parts.values())
+    Example:
+        >>> in_words(42.0), in_words(200.0), in_words(9000.0)
+        ('42 s', '3 min', '2 h 30 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

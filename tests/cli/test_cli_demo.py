@@ -91,7 +91,7 @@ def test_a_worker_s_run_is_the_run_that_fit_makes(quick_demo, tmp_path):
 def test_finished_runs_are_not_made_again(quick_demo, monkeypatch):
     jobs = preset(quick=True).jobs(quick_demo / "runs")
     assert all(is_finished(job) for job in jobs)
-    monkeypatch.setattr("noisesam.cli.workers.ProcessPoolExecutor", None)
+    monkeypatch.setattr("noisesam.experiments.processes.ProcessPoolExecutor", None)
     assert run_all(jobs, workers=2) == 0
 
 

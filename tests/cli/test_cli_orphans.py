@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 PARENT = """
-import multiprocessing, os, sys, time
-from noisesam.cli import workers
+import os, time
+from noisesam.experiments import processes
 if __name__ == "__main__":
-    with workers._pool(1, multiprocessing.get_context("spawn").Queue()) as pool:
+    with processes.pool(1, processes.make_queue()) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 600)
         time.sleep(600)
