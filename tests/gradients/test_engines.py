@@ -358,6 +358,32 @@ def test_batch_normalisation_in_training_mode_is_refused_with_the_remedy_and_all
     assert relative_error(found, mean_term(rows, "1-sam")) <= 1e-12
 
 
+class AtItsKink(nn.Module):
+    """One unit's input is nothing but rounding, and a batch rounds otherwise than an example alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4).double(), nn.Linear(4, 2).double()
+        with torch.no_grad():
+            self.first.weight[0] = self.first.bias[0] = 0
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x) + (1e-17 if len(x) == 1 else -1e-17)))
+
+
+def test_a_unit_at_the_kink_of_its_activation_does_not_send_a_model_to_the_slower_engine():
+    model, (x, y) = AtItsKink(), batch_for((3,), 5, classes=2)
+    alone = torch.autograd.grad(model(x[:1]).sum(), model.first.bias)[0]
+    inside = torch.autograd.grad(model(x)[0].sum(), model.first.bias)[0]
+    assert alone[0] != 0 and inside[0] == 0  # so the example alone is no measure of its gradient in the batch
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = noisesam.decompose(model, x, y).gradient_norm
+    rows = [torch.autograd.grad(cross_entropy(model(x), y)[i], list(model.parameters())) for i in range(5)]
+    expected = torch.stack([torch.cat([g.flatten() for g in row]).norm() for row in rows])
+    assert relative_error({"": found}, {"": expected}) <= 1e-12  # float64 rounding
+
+
 def test_a_model_without_a_rule_falls_back_and_forcing_the_fast_engine_says_why():
     class Scored(nn.Module):
         def __init__(self):
