@@ -79,7 +79,7 @@ def _root(
 
 
 # The order is the order of the help page.
-for _name in ("demo", "train", "analyze", "scoreboard", "methods", "noise", "runs", "bench", "readme", "later"):
+for _name in ("demo", "train", "analyze", "scoreboard", "sweep", "methods", "noise", "runs", "bench", "readme", "later"):
     importlib.import_module(f"noisesam.cli.{_name}").register(app)
 
 

@@ -7,7 +7,6 @@ import typer
 from noisesam.cli.console import err
 
 PLANNED = {
-    "sweep": "runs over a grid of settings. Until then: a loop over `noisesam train CONFIG.toml --set ... --out ...`",
     "reproduce": "the experiments of a paper in one command. Until then: `noisesam demo`, and `noisesam train` on examples/",
 }
 

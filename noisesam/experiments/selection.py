@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from noisesam.errors import InputError, NoisesamError, RunError
@@ -113,7 +114,7 @@ def _result(folders: Sequence[Path]) -> dict[str, Any]:
         chance.append(at_chance(run))
         metrics = run.metrics
         own = metrics[(metrics["metric"] == "accuracy") & (metrics["split"] == "val") & (metrics["group"] == "all")]
-        best = own.loc[own["value"].idxmax()]
+        best = own.iloc[int(np.nanargmax(own["value"].to_numpy(float)))]
         accuracies.append(float(best["value"]))
         epochs.append(float(best["epoch"]))
     if not accuracies:
