@@ -252,9 +252,9 @@ def _draw_peaks(ax: Axes, table: pd.DataFrame, look: Look, star: Look, *, baseli
     ax.plot(
         means.index, means.to_numpy(), label=look.label, markeredgecolor="white", markeredgewidth=0.4, zorder=4, **look.line()
     )
-    best = means.idxmax()
+    best = int(means.to_numpy().argmax())
     ax.plot(
-        [best], [means[best]], linestyle="", marker=star.marker, markersize=9, markerfacecolor=STAR,
+        [means.index[best]], [means.iloc[best]], linestyle="", marker=star.marker, markersize=9, markerfacecolor=STAR,
         markeredgecolor=star.color, markeredgewidth=0.8, label=star.label, zorder=5,
     )  # fmt: skip
     ax.set_xscale("log")
