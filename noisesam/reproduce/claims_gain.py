@@ -21,7 +21,7 @@ from noisesam.reproduce.findings import (
     shows_nothing,
 )
 
-CONVERGED = 0.99
+CONVERGED = 0.95
 """Of the training labels, wrong ones included: what a method that has converged fits."""
 
 
@@ -47,7 +47,7 @@ def grows_with_size(evidence: Evidence) -> Finding:
     for variant in [MAIN, *evidence.variants("size")]:
         own = evidence.runs.loc[evidence.runs["variant"] == variant, "train_examples"].dropna()
         size = float(own.iloc[0]) if len(own) else math.nan
-        why = "their number is not known" if math.isnan(size) else ""
+        why = "the number of training examples is not known" if math.isnan(size) else ""
         why = why or evidence.lacking([ONE_SAM], variant) or shows_nothing(evidence, variant)
         if why:
             refused.append(f"{variant} left out: {why}")

@@ -33,7 +33,7 @@ _SHARPNESS = {"sharpness": "per-example sharpness", "batch_sharpness": "batch sh
 def fits_clean_first(evidence: Evidence) -> Finding:
     """C3: correctly labelled examples fitted before the onset of noise fitting, 1-SAM over SGD."""
     part = gain_above(evidence, ONE_SAM, SGD, column="fitted_before_noise")
-    each = [Part(name, evidence.mean(name, "fitted_before_noise"), "share") for name in (ONE_SAM, SGD)]
+    each = [Part(name, _clipped(evidence.mean(name, "fitted_before_noise"), 0.0), "share") for name in (ONE_SAM, SGD)]
     return conclude(part, *each)
 
 
@@ -58,10 +58,13 @@ def _weight_ratios(evidence: Evidence) -> list[tuple[float, dict[int, float]]]:
     runs = evidence.runs
     own = runs[(runs["variant"] == MAIN) & (runs["method"] == ONE_SAM) & (runs["excluded"] == "")]
     own = own[own["log_weight_ratio"].notna() & (own["rho"] > 0)]
-    return [
-        (float(rho), dict(zip(rows["seed"].astype(int), rows["log_weight_ratio"].astype(float), strict=True)))
-        for rho, rows in own.groupby("rho")
-    ]
+    found = []
+    for rho in sorted({float(value) for value in own["rho"]}):
+        rows = own[own["rho"] == rho]
+        found.append(
+            (rho, {int(seed): float(value) for seed, value in zip(rows["seed"], rows["log_weight_ratio"], strict=True)})
+        )
+    return found
 
 
 def _difference(left: dict[int, float], right: dict[int, float]) -> Interval:
@@ -111,6 +114,9 @@ def _order(evidence: Evidence, methods: list[str], column: str, name: str) -> Pa
         low = [-value for value, _ in pairs]
         if all(np.isfinite(pair).all() for pair in pairs):
             correlations.append(rank_correlation(low, [value for _, value in pairs]))
-    found = interval(correlations, CONFIDENCE)
-    found = found._replace(low=max(found.low, -1.0), high=min(found.high, 1.0)) if found.n > 1 else found
-    return above(what, found, ORDERED, "plain")
+    return above(what, _clipped(interval(correlations, CONFIDENCE), -1.0), ORDERED, "plain")
+
+
+def _clipped(found: Interval, least: float) -> Interval:
+    """Cut an interval at the least and the largest value that are possible."""
+    return found._replace(low=max(found.low, least), high=min(found.high, 1.0)) if found.n > 1 else found

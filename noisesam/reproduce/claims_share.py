@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from noisesam.reproduce.decisions import REFUTED, SUPPORTED, UNDECIDED, Part, above, share_of_gain, untested, within
+from noisesam.reproduce.decisions import MIN_SEEDS, REFUTED, UNDECIDED, Part, above, share_of_gain, untested, within
 from noisesam.reproduce.evidence import MAIN, NO_NOISE, Evidence
 from noisesam.reproduce.findings import GAIN, J_SAM, L_SAM, ONE_SAM, REG_SGD, SGD, Finding, conclude
 
@@ -46,12 +46,10 @@ def share(evidence: Evidence, method: str, low: float, high: float, *, variant: 
     if lacking:
         return untested(what, lacking)
     gain = above("gain of 1-sam", evidence.gain(ONE_SAM, SGD, variant=variant), GAIN)
-    values = (evidence.values(name, "early_test_accuracy", variant) for name in (method, SGD, ONE_SAM))
-    found = share_of_gain(*values)
+    own, base, best = (evidence.values(name, "early_test_accuracy", variant) for name in (method, SGD, ONE_SAM))
+    found = share_of_gain(own, base, best)
     if gain.verdict == REFUTED:
         return untested(what, f"1-sam has no gain{' without wrong labels' if variant == NO_NOISE else ''} to share")
-    if gain.verdict == UNDECIDED and found.n >= 3:
+    if gain.verdict == UNDECIDED and found.n >= MIN_SEEDS:
         return Part(what, found, "share", UNDECIDED, f"1-sam's own gain is open: {what}")
-    if gain.verdict != SUPPORTED and not found.n:
-        return untested(what, f"not measured: {what}")
     return within(what, found, low, high, "share")

@@ -172,7 +172,8 @@ def _low_loss_factor(tables: Tables) -> dict[str, float]:
         name: weights[weights["bin"] == place].set_index(["run", "step", "epoch"])["logit_weight"].astype("float64")
         for name, place in (("low", 0), ("high", LOSS_BINS - 1))
     }
-    factors = np.log(ends["low"] / ends["high"]).dropna().rename("factor").reset_index().sort_values("step", kind="stable")
+    factors = (ends["low"] / ends["high"]).dropna().map(math.log).rename("factor").reset_index()
+    factors = factors.sort_values("step", kind="stable")
     stop = _stops(tables, "validation")["epoch"].fillna(_stops(tables, "oracle")["epoch"])
     found = {}
     for run, own in factors.groupby("run", sort=False):
