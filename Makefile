@@ -12,12 +12,13 @@ WORKERS ?= 2
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench notebooks lint format clean
 
 help:
 	@echo "make demo    train, track, analyse and draw on real images with wrong labels (two minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make bench   time every method against a loop, vmap and Opacus; writes benchmarks/"
+	@echo "make notebooks   run the notebooks and store what they show"
 	@echo "make lint    ruff and pyright"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make clean   remove .venv and caches; saved runs stay"
@@ -31,6 +32,10 @@ test: $(VENV)/.noisesam-dev
 # Opacus, one of the contenders, comes with the test extra.
 bench: $(VENV)/.noisesam-dev
 	$(BIN)/noisesam bench --out benchmarks
+
+# What runs them comes with the test extra; the notebooks extra adds JupyterLab to read and change them.
+notebooks: $(VENV)/.noisesam-dev
+	$(BIN)/python notebooks/build.py
 
 lint: $(VENV)/.noisesam-dev
 	$(BIN)/ruff check .
