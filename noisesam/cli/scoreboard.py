@@ -16,7 +16,7 @@ from noisesam.errors import ConfigurationError, RunError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from noisesam.cli.workers import Job
+    from noisesam.experiments import Job
     from noisesam.training import Config
 
 BASE, BEST = "sgd", "1-sam"
@@ -55,7 +55,7 @@ class Experiment:
 
     def tuning_jobs(self, folder: Path) -> dict[tuple[str, int], list[Job]]:
         """Return the runs that choose between the tries of every method; methods with one try need none."""
-        from noisesam.cli.workers import Job
+        from noisesam.experiments import Job
 
         jobs: dict[tuple[str, int], list[Job]] = {}
         for label, entry in self.entries.items():
@@ -71,7 +71,7 @@ class Experiment:
 
     def final_jobs(self, folder: Path, chosen: dict[str, int], *, noise: bool) -> list[Job]:
         """Return the runs that are compared, seed by seed; the baseline keeps checkpoints for the weights of all."""
-        from noisesam.cli.workers import Job
+        from noisesam.experiments import Job
 
         jobs = []
         kind = "noisy" if noise else "clean"
@@ -183,29 +183,14 @@ def scoreboard(
 
 
 def tuned(planned: Experiment, tuning: dict[tuple[str, int], list[Job]]) -> pd.DataFrame:
-    """Return one row per method and try: noisy validation accuracy at its best epoch, and which try is taken.
+    """Return one row per method and try: noisy validation accuracy at its best epoch, and which try is taken."""
+    from noisesam.experiments import chosen_by_validation
 
-    The highest mean over the tuning seeds is taken, the first of equal ones; no test label takes part.
-    """
-    import pandas as pd
-
-    from noisesam.runs import open_run
-
-    rows = []
-    for label, entry in planned.entries.items():
-        values = []
-        for number in range(len(entry.grid)):
-            accuracies = []
-            for job in tuning.get((label, number), []):
-                metrics = open_run(job.folder).metrics
-                own = metrics[(metrics["metric"] == "accuracy") & (metrics["split"] == "val") & (metrics["group"] == "all")]
-                accuracies.append(float(own["value"].max()))
-            values.append(sum(accuracies) / len(accuracies) if accuracies else float("nan"))
-        best = max(range(len(values)), key=lambda number: (values[number] == values[number], values[number], -number))
-        for number, value in enumerate(values):
-            tried = json.dumps(entry.grid[number], sort_keys=True)
-            rows.append({"method": label, "try": number, "tried": tried, "validation_accuracy": value, "chosen": best})
-    return pd.DataFrame(rows)
+    tries = {place: [job.folder for job in own] for place, own in tuning.items()}
+    choices = chosen_by_validation(tries, {label: entry.grid for label, entry in planned.entries.items()})
+    for row in choices[choices["at_chance"] & (choices["try"] == choices["chosen"])].to_dict("records"):
+        warn(f"{row['method']} stays at chance in all of its grid: lower its values")
+    return choices
 
 
 def measured(planned: Experiment, jobs: dict[str, list[Job]], chosen: dict[str, int], data_root: Path | None) -> pd.DataFrame:
