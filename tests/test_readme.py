@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from noisesam.cli import app
 from noisesam.cli.readme import methods_table, replaced
+from noisesam.cli.readme_scoreboard import full_table, kept_tables, scoreboard_section
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,3 +86,20 @@ def test_the_demo_table_is_that_of_kept_runs_and_its_picture_is_there():
     assert (ROOT / "figures" / "demo.png").is_file()
     told = (ROOT / "figures" / "demo.md").read_text(encoding="utf-8")
     assert all(line in told for line in section.splitlines() if line.startswith("- "))
+
+
+def test_the_scoreboard_is_the_one_of_the_kept_tables():
+    assert replaced(README, "scoreboard-table", scoreboard_section(ROOT / "figures")) == README
+    for name, table in kept_tables(ROOT / "figures").items():
+        assert full_table(table) in (ROOT / "figures" / f"scoreboard-{name}.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", kept_tables(ROOT / "figures"))
+def test_the_manifests_behind_a_scoreboard_are_all_of_its_runs_and_of_one_commit(name):
+    manifests = json.loads((ROOT / "figures" / f"scoreboard-{name}-manifests.json").read_text(encoding="utf-8"))
+    table = kept_tables(ROOT / "figures")[name]
+    tried = sum(1 for line in (ROOT / "figures" / f"scoreboard-{name}-tuning.csv").read_text("utf-8").splitlines()[1:] if line)
+    tuned = tried - 1  # SGD has nothing to choose
+    assert len(manifests) == tuned + 2 * int(table["seeds"].sum())
+    assert {one["status"] for one in manifests} == {"finished"}
+    assert {(one["git"]["commit"], one["git"]["dirty"]) for one in manifests} == {(manifests[0]["git"]["commit"], False)}

@@ -85,8 +85,8 @@ paired_difference(values, baseline, ...) -> Interval of values - baseline over c
 from noisesam.analysis.comparison import paired_differences, summary
 from noisesam.analysis.compute import at_equal_compute, compute_spent, matched_differences
 from noisesam.analysis.curves import memorisation, norms
-from noisesam.analysis.scoreboard import gain_kept, scoreboard
-from noisesam.analysis.statistics import Interval, interval, paired_difference
+from noisesam.analysis.scoreboard import scoreboard
+from noisesam.analysis.statistics import Interval, interval, paired_difference, share_of_gain
 from noisesam.analysis.stopping import at_equal_clean_accuracy, early_stopping, noise_fitting_onset
 from noisesam.analysis.verdicts import findings
 from noisesam.analysis.weights import gradient_weight, gradient_weight_at_equal_weights, weights_against_loss
@@ -98,7 +98,6 @@ __all__ = [
     "compute_spent",
     "early_stopping",
     "findings",
-    "gain_kept",
     "gradient_weight",
     "gradient_weight_at_equal_weights",
     "interval",
@@ -109,6 +108,7 @@ __all__ = [
     "paired_difference",
     "paired_differences",
     "scoreboard",
+    "share_of_gain",
     "summary",
     "weights_against_loss",
 ]

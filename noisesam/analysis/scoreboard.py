@@ -3,65 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from noisesam.analysis.comparison import per_run
 from noisesam.analysis.inputs import as_tables
-from noisesam.analysis.statistics import interval, paired_difference
+from noisesam.analysis.statistics import Interval, interval, paired_difference, share_of_gain
 from noisesam.runs import RunCollection
 
-RESAMPLES = 10_000
 ENDS = ("early", "last")
 SOURCES = {"early": "validation_test_accuracy", "last": "last_test_accuracy"}
 """Early stopping is selected on noisy validation labels; no test label takes part."""
-
-
-def gain_kept(
-    values: Mapping[int, float],
-    base: Mapping[int, float],
-    best: Mapping[int, float],
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Return how much of the gain of `best` over `base` a method has: a ratio of mean differences, with its interval.
-
-    mean_s(value_s - base_s) / mean_s(best_s - base_s) over seeds s; the interval is the bootstrap over seeds, which are
-    drawn together for all three. NaN where the gain of `best` is not positive in every resample that counts.
-
-    Args:
-        values: Seed -> accuracy of the method.
-        base: Seed -> accuracy of the baseline.
-        best: Seed -> accuracy of the method whose gain is 1.
-        confidence: Share of resamples within the interval.
-        seed: Of the resamples.
-
-    Returns:
-        Ratio, lower and upper end.
-
-    Example:
-        >>> gain_kept({0: 0.9, 1: 0.9}, {0: 0.8, 1: 0.8}, {0: 1.0, 1: 1.0})[0]
-        0.5
-    """
-    seeds = sorted(set(values) & set(base) & set(best))
-    own = np.array([values[s] - base[s] for s in seeds])
-    full = np.array([best[s] - base[s] for s in seeds])
-    if len(seeds) == 0 or full.mean() <= 0:
-        return math.nan, math.nan, math.nan
-    ratio = float(own.mean() / full.mean())
-    if len(seeds) == 1:
-        return round(ratio, 12), math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(0, len(seeds), size=(RESAMPLES, len(seeds)))
-    below = full[drawn].mean(axis=1)
-    if (below <= 0).mean() > (1 - confidence) / 2:
-        return round(ratio, 12), math.nan, math.nan
-    usable = below > 0
-    ratios = own[drawn].mean(axis=1)[usable] / below[usable]
-    low, high = np.quantile(ratios, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return round(ratio, 12), float(low), float(high)
 
 
 def scoreboard(
@@ -83,7 +35,7 @@ def scoreboard(
 
     Returns:
         method, seeds; early and last: accuracy on clean test labels (mean, sd), difference to `base` with its paired 95%
-        interval, gain kept with its interval; clean_early, clean_last; logit and Jacobian weight on clean and noisy
+        interval, gain kept with Fieller's 95% interval; clean_early, clean_last; logit and Jacobian weight on clean and noisy
         examples; norms at the end; passes, seconds per step and their ratio to `base`.
     """
     runs = per_run(noisy)
@@ -98,11 +50,13 @@ def scoreboard(
             values, bases, bests = (_by_seed(runs, name, column) for name in (str(method), base, best))
             over = interval(values.values())
             difference = paired_difference(values, bases)
-            ratio, low, high = gain_kept(values, bases, bests)
+            kept = share_of_gain(values, bases, bests)
+            if not paired_difference(bests, bases).mean > 0:
+                kept = Interval(math.nan, math.nan, math.nan, math.nan, 0)  # of no gain nothing can be kept
             row |= {f"{end}_mean": over.mean, f"{end}_sd": over.sd}
             row |= {f"{end}_difference": difference.mean, f"{end}_difference_low": difference.low}
             row |= {f"{end}_difference_high": difference.high}
-            row |= {f"{end}_gain": ratio, f"{end}_gain_low": low, f"{end}_gain_high": high}
+            row |= {f"{end}_gain": kept.mean, f"{end}_gain_low": kept.low, f"{end}_gain_high": kept.high}
             if plain is not None:
                 row[f"clean_{end}"] = interval(_by_seed(plain, str(method), column).values()).mean
         row |= {name: norms.get((str(method), name), math.nan) for name in ("hidden_activation_norm", "last_layer_norm")}

@@ -38,7 +38,14 @@ def readme(
     file: Annotated[Path, typer.Option(help="The file to rewrite.")] = Path("README.md"),
 ) -> None:
     """Rewrite the generated sections of README.md: the methods from the registry, the demo's table from saved runs."""
+    from noisesam.cli.readme_scoreboard import full_table, kept_tables, scoreboard_section
+
     text = replaced(file.read_text(encoding="utf-8"), "methods-table", methods_table())
+    figures = file.parent / "figures"
+    text = replaced(text, "scoreboard-table", scoreboard_section(figures))
+    for name, table in kept_tables(figures).items():
+        page = f"# Scoreboard: {name}\n\nWritten by `noisesam readme` from scoreboard-{name}.csv.\n\n{full_table(table)}\n"
+        (figures / f"scoreboard-{name}.md").write_text(page, encoding="utf-8")
     if runs is not None:
         from noisesam.cli.analyze import analysed, open_all
 
@@ -53,7 +60,7 @@ def readme(
             text, "demo-table", demo_section(tables, picture=keep_figure(figure, file.parent) if figure is not None else "")
         )
     file.write_text(text, encoding="utf-8")
-    say(f"{file} rewritten: methods-table" + (", demo-table" if runs is not None else ""))
+    say(f"{file} rewritten: methods-table, scoreboard-table" + (", demo-table" if runs is not None else ""))
 
 
 def replaced(text: str, section: str, content: str) -> str:

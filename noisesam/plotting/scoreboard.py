@@ -15,10 +15,10 @@ _TITLES = {"early": "early stopping", "last": "last epoch"}
 
 
 def plot_scoreboard(table: pd.DataFrame, *, ax: AxesLike | None = None) -> np.ndarray:
-    """Draw the share of 1-SAM's gain over SGD that each method keeps against its passes per step.
+    """Draw the share of 1-SAM's gain over SGD that each method keeps, the cheapest methods first, in passes per step.
 
-    A pass is one forward and one backward of the batch, a backward counted as two forwards. Bars are bootstrap intervals
-    over seeds; a method without a gain (1-SAM has none there) is left out.
+    A pass is one forward and one backward of the batch, a backward counted as two forwards. Bars are Fieller's 95%
+    intervals over seeds; where 1-SAM gains nothing a row stays empty. Within one cost the best at the last epoch stands first.
 
     Args:
         table: Table of `noisesam.analysis.scoreboard`.
@@ -40,31 +40,36 @@ def plot_scoreboard(table: pd.DataFrame, *, ax: AxesLike | None = None) -> np.nd
     check(table, ["method", "passes", *columns], source=_SOURCE, needs="Needs runs of sgd and 1-sam.")
     if table[["early_gain", "last_gain"]].isna().all(axis=None):
         raise nothing_to_draw("gain", "1-SAM must gain over SGD in these runs.")
+    ordered = table.assign(cost=table["passes"].round(2)).sort_values(["cost", "last_gain"], ascending=[True, False])
     with style():
-        axes, _ = panels(ax, 2, columns=2, width=4.6, height=4.6, sharex=True)
+        axes, _ = panels(ax, 2, columns=2, width=3.9, height=1.3 + 0.18 * len(ordered), sharey=True)
         for panel, (end, title) in zip(axes, _TITLES.items(), strict=True):
-            _draw(panel, table.dropna(subset=[f"{end}_gain"]), end)
+            _draw(panel, ordered, end)
             panel.set_title(title)
-            panel.set_xlabel("passes per step (SGD: 1)")
-            panel.set_ylabel("share of 1-SAM's gain over SGD")
+            panel.set_xlabel("share of 1-SAM's gain over SGD")
+        axes[0].set_ylabel("method and passes per step")
     return axes
 
 
-def _draw(panel: Axes, table: pd.DataFrame, end: str) -> None:
-    panel.axhline(0, color="0.6", linewidth=0.8)
-    panel.axhline(1, color="0.6", linewidth=0.8, linestyle=":")
-    # Methods of equal cost stand side by side, best first, so that bars and names do not cover each other.
-    ordered = table.sort_values(["passes", f"{end}_gain"])
-    counted = ordered.groupby(ordered["passes"].round(2)).cumcount()
-    sizes = ordered.groupby(ordered["passes"].round(2))["passes"].transform("size")
-    shift = 0.045 * (counted - (sizes - 1) / 2)
-    for (_, row), moved in zip(ordered.iterrows(), shift, strict=True):
+def _draw(panel: Axes, ordered: pd.DataFrame, end: str) -> None:
+    for place, dash in ((0, "-"), (1, ":")):
+        panel.axvline(place, color="0.6", linewidth=0.8, linestyle=dash)
+    names = []
+    for place, (_, row) in enumerate(ordered.iterrows()):
         look = method_style(str(row["method"]))
-        x, y = float(row["passes"]) + float(moved), float(row[f"{end}_gain"])
-        low, high = (float(row[f"{end}_gain{which}"]) for which in ("_low", "_high"))
+        names.append(f"{look.label}   {row['cost']:.2f}")
+        middle, low, high = (float(row[f"{end}_gain{which}"]) for which in ("", "_low", "_high"))
         if low == low:
-            panel.plot([x, x], [low, high], color=look.color, linewidth=1.0, alpha=0.6)
-        panel.plot([x], [y], marker=look.marker, color=look.color, markersize=5, linestyle="none", label=look.label)
-        panel.annotate(look.label, (x, max(y, high if high == high else y)), xytext=(0, 3), textcoords="offset points",
-                       rotation=90, ha="center", va="bottom", fontsize=6)  # fmt: skip
-    panel.margins(x=0.06, y=0.16)
+            panel.plot([low, high], [place, place], color=look.color, linewidth=1.2, alpha=0.6)
+        if middle == middle:
+            panel.plot([middle], [place], marker=look.marker, color=look.color, markersize=5, linestyle="none")
+    costs = ordered["cost"].tolist()
+    for place in range(1, len(costs)):
+        if costs[place] != costs[place - 1]:  # methods of one cost stand together
+            panel.axhline(place - 0.5, color="0.85", linewidth=0.8)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_ylim(len(names) - 0.5, -0.5)
+    panel.tick_params(axis="y", length=0)
+    panel.grid(axis="y", visible=False)
+    panel.grid(axis="x", visible=True)
+    panel.margins(x=0.05)
