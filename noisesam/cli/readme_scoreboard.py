@@ -42,7 +42,11 @@ def scoreboard_section(figures: Path) -> str:
             cells += [short(row["early_mean"]), short(row["last_mean"]), share(row, "early"), share(row, "last")]
             cells += [pair(row, "logit_weight"), pair(row, "jacobian_weight")]
         rows.append(tuple(cells))
-    return "\n\n".join([*pictures, markdown_table(tuple(columns), rows)])
+    whole = [
+        f"<details><summary>{SETTINGS[name]}: everything that was measured</summary>\n\n{full_table(table)}\n\n</details>"
+        for name, table in tables.items()
+    ]
+    return "\n\n".join([*pictures, markdown_table(tuple(columns), rows), *whole])
 
 
 def full_table(table: pd.DataFrame) -> str:
