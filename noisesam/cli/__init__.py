@@ -79,7 +79,10 @@ def _root(
 
 
 # The order is the order of the help page.
-for _name in ("demo", "train", "analyze", "scoreboard", "sweep", "methods", "noise", "runs", "bench", "readme", "later"):
+_COMMANDS = (
+    "demo", "train", "analyze", "scoreboard", "sweep", "reproduce", "methods", "noise", "runs", "bench", "readme", "later",
+)  # fmt: skip
+for _name in _COMMANDS:
     importlib.import_module(f"noisesam.cli.{_name}").register(app)
 
 

@@ -6,9 +6,7 @@ import typer
 
 from noisesam.cli.console import err
 
-PLANNED = {
-    "reproduce": "the experiments of a paper in one command. Until then: `noisesam demo`, and `noisesam train` on examples/",
-}
+PLANNED: dict[str, str] = {}
 
 
 def register(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ from noisesam.cli import app, exit_status
 from noisesam.cli.workers import FailedRunError
 from noisesam.errors import ConfigurationError, InputError, MissingExtraError, RunError
 
-COMMANDS = ("demo", "train", "analyze", "scoreboard", "sweep", "methods", "noise", "runs", "bench")
+COMMANDS = ("demo", "train", "analyze", "scoreboard", "sweep", "methods", "noise", "runs", "reproduce", "bench")
 
 
 def call(*arguments: str):
@@ -29,15 +29,7 @@ def test_help_exits_with_zero(arguments):
 def test_help_lists_what_works_and_hides_what_does_not():
     shown = call("--help").stdout
     assert all(f" {name} " in shown for name in COMMANDS)
-    assert not any(f" {name} " in shown for name in ("reproduce", "readme"))
-
-
-@pytest.mark.parametrize("name", ["reproduce"])
-def test_reserved_commands_say_that_they_are_not_available_and_exit_with_two(name):
-    result = call(name, "anything", "--workers", "2")
-    assert result.exit_code == 2
-    assert f"noisesam {name} is not available in this version" in result.stderr
-    assert result.stdout == ""
+    assert " readme " not in shown
 
 
 @pytest.mark.parametrize(
