@@ -79,9 +79,7 @@ def _root(
 
 
 # The order is the order of the help page.
-_COMMANDS = (
-    "demo", "train", "analyze", "scoreboard", "sweep", "reproduce", "methods", "noise", "runs", "bench", "readme", "later",
-)  # fmt: skip
+_COMMANDS = ("demo", "train", "analyze", "scoreboard", "sweep", "reproduce", "methods", "noise", "runs", "bench", "readme")
 for _name in _COMMANDS:
     importlib.import_module(f"noisesam.cli.{_name}").register(app)
 
