@@ -9,10 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from noisesam.reproduce.claims import CLAIMS as CLAIMS
+    from noisesam.reproduce.claims import comparisons as comparisons
+    from noisesam.reproduce.claims import judge as judge
+    from noisesam.reproduce.claims import verdicts as verdicts
+    from noisesam.reproduce.evidence_runs import evidence_of as evidence_of
     from noisesam.reproduce.toy import ToyResult as ToyResult
     from noisesam.reproduce.toy import toy_grid as toy_grid
 
 _LAZY = {
+    "CLAIMS": "claims",
+    "comparisons": "claims",
+    "evidence_of": "evidence_runs",
+    "judge": "claims",
+    "verdicts": "claims",
     "ToyResult": "toy",
     "toy_grid": "toy",
 }

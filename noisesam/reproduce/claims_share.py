@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from noisesam.reproduce.decisions import MIN_SEEDS, REFUTED, UNDECIDED, Part, above, share_of_gain, untested, within
+from noisesam.analysis import share_of_gain
+from noisesam.reproduce.decisions import MIN_SEEDS, REFUTED, UNDECIDED, Part, above, untested, within
 from noisesam.reproduce.evidence import MAIN, NO_NOISE, Evidence
 from noisesam.reproduce.findings import GAIN, J_SAM, L_SAM, ONE_SAM, REG_SGD, SGD, Finding, conclude
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from scipy import stats
 
 from noisesam.analysis import Interval
@@ -126,56 +125,6 @@ def together(parts: Sequence[Part]) -> tuple[str, str]:
     if verdicts == {SUPPORTED}:
         return SUPPORTED, ""
     return UNDECIDED, open_
-
-
-def share_of_gain(
-    values: Mapping[int, float], base: Mapping[int, float], best: Mapping[int, float], confidence: float = CONFIDENCE
-) -> Interval:
-    r"""Return the share of the gain of `best` over `base` that a method has, with Fieller's interval over seeds.
-
-    The share k is in the interval if the mean of (value - base) - k (best - base) cannot be told from 0 by a t-test: the exact
-    interval for a ratio of two normal means, where a bootstrap over three seeds would be far too narrow. It is finite if
-    and only if the interval of the gain itself lies on one side of 0.
-
-    Args:
-        values: Seed -> accuracy of the method.
-        base: Seed -> accuracy of the baseline, whose share is 0.
-        best: Seed -> accuracy of the method whose share is 1.
-        confidence: Of the interval.
-
-    Returns:
-        The share; the bounds are NaN where the gain of `best` cannot be told from 0.
-
-    Example:
-        >>> found = share_of_gain({0: 0.85, 1: 0.86}, {0: 0.8, 1: 0.8}, {0: 0.9, 1: 0.91})
-        >>> round(found.mean, 3), found.low < found.mean < found.high
-        (0.524, True)
-
-    References:
-        E. C. Fieller (1954), "Some problems in interval estimation", Journal of the Royal Statistical Society B 16(2).
-    """
-    seeds = sorted(set(values) & set(base) & set(best))
-    own = np.array([values[seed] - base[seed] for seed in seeds], dtype=float)
-    full = np.array([best[seed] - base[seed] for seed in seeds], dtype=float)
-    usable = np.isfinite(own) & np.isfinite(full)
-    own, full = own[usable], full[usable]
-    n = len(own)
-    if n == 0 or full.mean() == 0:
-        return NOTHING
-    ratio = float(own.mean() / full.mean())
-    if n == 1:
-        return Interval(ratio, math.nan, math.nan, math.nan, 1)
-    scale = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) ** 2 / n
-    spread, joint = float(full.var(ddof=1)), float(np.cov(own, full)[0, 1])
-    # The shares k with a k^2 - 2 b k + c <= 0; b^2 - a c is written without the squares of the means, which would cancel.
-    a = float(full.mean()) ** 2 - scale * spread
-    b = float(own.mean() * full.mean()) - scale * joint
-    if a <= 0:
-        return Interval(ratio, math.nan, math.nan, math.nan, n)
-    around_ratio = float((own - ratio * full).var(ddof=1))
-    around_slope = float((own - joint / spread * full).var(ddof=1)) if spread > 0 else 0.0
-    half = math.sqrt(max(scale * float(full.mean()) ** 2 * around_ratio - scale**2 * spread * around_slope, 0.0)) / a
-    return Interval(ratio, math.nan, b / a - half, b / a + half, n)
 
 
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:

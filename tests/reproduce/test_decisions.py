@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from noisesam.analysis import Interval, interval
+from noisesam.analysis import Interval, interval, share_of_gain
 from noisesam.reproduce.decisions import (
     MIN_SEEDS,
     NOTHING,
@@ -22,7 +22,6 @@ from noisesam.reproduce.decisions import (
     above,
     not_below,
     rank_correlation,
-    share_of_gain,
     together,
     untested,
     within,
