@@ -650,6 +650,22 @@ def test_pitfall_10_micro_batches_advance_what_a_step_advances_once():
     assert not torch.equal(average, once.state_dict()["average"]["0.weight"])
 
 
+def test_pitfall_10_a_further_micro_batch_is_perturbed_along_the_average_as_it_stands():
+    model, other = network(), batch(1)
+    method = make("vasso", model, rho=RHO, theta=0.3)
+    step(method, batch())
+    average = method.state_dict()["average"]
+    model.zero_grad()
+    step(method, other, new_step=False)
+    moved = {n: (p.detach() + RHO * average[n] / size(average)).requires_grad_() for n, p in model.named_parameters()}
+    logits = torch.func.functional_call(model, moved, (other.inputs,))
+    expected = torch.autograd.grad(cross_entropy(logits, other.targets), list(moved.values()))
+    assert relative_error(gradients(model), dict(zip(moved, expected, strict=True))) <= 1e-12
+    model.zero_grad()
+    step(method, other)  # the twin: its average has moved on before it is used
+    assert relative_error(gradients(model), dict(zip(moved, expected, strict=True))) > 1e-4
+
+
 # ------------------------------------------------------------------ 11: kinds of parameters
 
 
