@@ -43,7 +43,7 @@ def make_in_turn(
     waiting = [job for job in jobs if not is_finished(job)]
     made = 0
     for number, job in enumerate(waiting):
-        if until is not None and time.monotonic() >= until:
+        if number and until is not None and time.monotonic() >= until:
             break
         try:
             fit(
