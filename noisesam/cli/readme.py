@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 HEADLINES = ("1-sam reaches", "of 1-sam's gain", "memorised at the end", "of the last hidden activation")
 """Findings that the README repeats."""
-EVERYWHERE = ("chunk_size", "memory_budget", "parameter_groups")
-"""Hyper-parameters that every method takes; the README names them once."""
+EVERYWHERE = ("chunk_size", "memory_budget", "parameter_groups", "weight_decay")
+"""Hyper-parameters that every method takes, or every relative of SAM; the README names them once."""
 
 
 def register(app: typer.Typer) -> None:

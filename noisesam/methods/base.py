@@ -51,6 +51,10 @@ class Method(ABC):
     """Forward and backward passes over the batch per step."""
     reference: ClassVar[str]
     hyperparameters: ClassVar[Mapping[str, str]] = {}
+    inherited: ClassVar[Mapping[str, str]] = {}
+    """Further hyper-parameters, which a class shares with its relatives."""
+    perturbs: ClassVar[bool] = True
+    """Whether the rule moves weights by a radius, so that groups of parameters may have a rho of their own."""
     """What each hyper-parameter means; the defaults stand in the signature."""
     limits: ClassVar[tuple[str, ...]] = ()
     spans_training: ClassVar[tuple[str, ...]] = ()
@@ -78,6 +82,12 @@ class Method(ABC):
         self.memory_budget = check_memory_budget(memory_budget)
         self.parameter_groups = as_groups(parameter_groups)
         self.steps = 0
+        if self.parameter_groups and not self.perturbs:
+            raise InputError(
+                f"parameter_groups for {self.name!r}",
+                expected="none: its rule perturbs no weights, so there is no rho to set",
+                remedy="Leave parameter_groups out; learning rates by group belong to the optimizer.",
+            )
         self._group_radii = radii_by_name(self.parameter_groups, model)
 
     # ------------------------------------------------------------------ the step

@@ -49,6 +49,7 @@ class MESA(EpochMethod):
     name = "mesa"
     title = "SAF with averaged weights as teacher"
     rule = "grad of L + lam KL(p(z_v/tau) || p(z/tau)), v = ema_decay v + (1 - ema_decay) w"
+    perturbs = False
     cost = "2F + B"
     passes = ("2", "1")
     reference = "Du et al. 2022, arXiv 2205.14083"

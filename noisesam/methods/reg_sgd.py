@@ -51,6 +51,7 @@ class RegularizedSGD(Method):
     name = "reg-sgd"
     title = "SGD with the J-SAM-equivalent l2 penalty"
     rule = "grad of mean_i l_i + activation ||h_i||^2 + weight ||V||^2"
+    perturbs = False
     cost = "F + B"
     passes = ("1", "1")
     reference = "Baek, Kolter, Raghunathan 2024, arXiv 2405.03676"

@@ -116,7 +116,8 @@ def describe(name: str) -> MethodDescription:
         0.01
     """
     kind = method_class(name)
-    meanings = {**kind.hyperparameters, **COMMON}
+    common = {key: meaning for key, meaning in COMMON.items() if kind.perturbs or key != "parameter_groups"}
+    meanings = {**kind.hyperparameters, **kind.inherited, **common}
     defaults: dict[str, Any] = {}
     for base in reversed(kind.__mro__[:-1]):  # a subclass hands the options of its bases on
         signature = inspect.signature(base.__init__)

@@ -48,6 +48,7 @@ class SAF(EpochMethod):
     name = "saf"
     title = "Sharpness-aware training for free"
     rule = "grad of L + lam KL(p(z_then/tau) || p(z/tau)), z_then the same example's logits lag epochs ago"
+    perturbs = False
     cost = "F + B"
     passes = ("1", "1")
     reference = "Du et al. 2022, arXiv 2205.14083"

@@ -14,6 +14,7 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Batch, Inputs, call_model, devices_of, trainable
 from noisesam.gradients.engine.selection import check_engine
 from noisesam.gradients.randomness import RandomState
+from noisesam.methods.checks import check_flag
 from noisesam.methods.per_example import per_example_outcome, per_example_perturbation
 from noisesam.methods.result import Outcome, StepCall
 from noisesam.methods.shared_perturbation import Planned, SharedPerturbation
@@ -59,7 +60,6 @@ class SAM(SharedPerturbation):
         "rho": "radius of the perturbation, in the units of the weights",
         "examples_per_shard": "examples that share one eps; None for the whole batch",
         "normalize": "False for eps = rho g",
-        "weight_decay": "penalty inside the loss of both passes; 0 leaves weight decay to the base optimizer",
         "engine": "auto, fast or reference, for one example per shard",
     }
 
@@ -82,7 +82,7 @@ class SAM(SharedPerturbation):
                 remedy="It counts the examples of a shard, not the shards.",
             )
         self.examples_per_shard = examples_per_shard
-        self.normalize = normalize
+        self.normalize = check_flag("normalize", normalize)
         self.engine = check_engine(engine)
         if self.weight_decay and self._per_example:
             raise InputError(

@@ -36,6 +36,7 @@ class SGD(Method):
     name = "sgd"
     title = "Stochastic gradient descent"
     rule = "mean_i J_i(w)^T r_i(w)"
+    perturbs = False
     cost = "F + B"
     passes = ("1", "1")
     reference = "Robbins, Monro 1951, A Stochastic Approximation Method"

@@ -53,6 +53,9 @@ class SharedPerturbation(Method):
     passes = ("2", "2")
     cost = "2F + 2B"
     hyperparameters = {"rho": "radius of the perturbation, in the units of the weights"}  # noqa: RUF012
+    inherited = {  # noqa: RUF012
+        "weight_decay": "penalty inside the loss of both passes; 0 leaves weight decay to the base optimizer"
+    }
 
     def __init__(self, model: nn.Module, *, rho: float = 0.05, weight_decay: float = 0.0, **options: Any) -> None:
         super().__init__(model, **options)

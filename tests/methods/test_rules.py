@@ -246,3 +246,58 @@ def test_weight_decay_inside_the_loss_is_sam_of_the_penalised_loss():
     assert relative_error(eps, {key: rho * g / norm for key, g in first.items()}) <= 1e-12
     with pytest.raises(noisesam.errors.InputError, match="no per-example form"):
         make("sam", model, weight_decay=decay, examples_per_shard=1)
+
+
+RELATIVES = [name for name in noisesam.methods.names() if "weight_decay" in noisesam.methods.describe(name).hyperparameters]
+
+
+def test_every_relative_of_sam_with_two_passes_takes_a_weight_decay():
+    assert set(RELATIVES) == {
+        "sam", "m-sam", "looksam", "looklayersam", "ssam-f", "ssam-d", "f-sam", "ausam", "asam", "gsam", "saner", "vasso",
+        "gnp",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in RELATIVES if name != "ssam-f"])  # whose Fisher diagonal knows no penalty
+def test_weight_decay_inside_the_loss_is_the_method_on_a_loss_that_holds_the_penalty(name):
+    decay, (x, y) = 0.3, batch()
+
+    class WithPenalty(nn.Module):
+        """Hands half the squared norm of its weights on as a further output, so that a loss can hold it."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            size = 0.5 * sum(w.square().sum() for w in self.inner.parameters())
+            return torch.cat([self.inner(x), size.expand(len(x), 1)], 1)
+
+    def penalised(outputs, targets):
+        return cross_entropy(outputs[:, :-1], targets) + decay * outputs[:, -1]
+
+    def course(penalty_in_the_loss):
+        model = WithPenalty(network()) if penalty_in_the_loss else network()
+        options = {"loss": penalised} if penalty_in_the_loss else {"weight_decay": decay}
+        if name == "ausam":
+            options["fraction"] = 1.0  # its draws look at losses, in which a penalty counts for whoever was drawn
+        if name == "m-sam":
+            options["examples_per_shard"] = 3
+        method, optimizer = make(name, model, rho=0.1, **options), torch.optim.SGD(model.parameters(), lr=0.1)
+        method.start_epoch(0)
+        for _ in range(7):
+            optimizer.zero_grad()
+            method.backward(x, y, index=torch.arange(len(y)))
+            optimizer.step()
+        return {key.removeprefix("inner."): p.detach() for key, p in model.named_parameters()}
+
+    assert relative_error(course(False), course(True)) <= 1e-10  # seven steps of float64 rounding
+
+
+def test_groups_with_a_radius_are_refused_where_nothing_is_perturbed():
+    model = network()
+    groups = [{"params": list(model.parameters()), "rho": 0.1}]
+    for kind in (noisesam.SGD, noisesam.RegularizedSGD, noisesam.SAF, noisesam.MESA):
+        with pytest.raises(noisesam.errors.InputError, match="parameter_groups for"):
+            kind(model, parameter_groups=groups)
+        assert "parameter_groups" not in noisesam.methods.describe(kind.name).hyperparameters
