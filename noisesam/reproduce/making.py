@@ -50,7 +50,7 @@ def make_in_turn(
                 job.config,
                 job.folder,
                 data_root=data_root,
-                progress=_Watch(f"run {number + 1} of {len(waiting)}", until, progress),
+                progress=_Watch(f"run {number + 1} of {len(waiting)}", job.folder, until, progress),
             )
         except OutOfTimeError:
             break
