@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _SUBPACKAGES = (
-    "analysis", "data", "gradients", "methods", "models", "plotting", "regularizers", "runs", "testing", "tracking", "training",
+    "analysis", "data", "experiments", "gradients", "methods", "models", "plotting", "regularizers", "reproduce", "runs",
+    "testing", "tracking", "training",
 )  # fmt: skip
 
 _ATTRIBUTES = {
