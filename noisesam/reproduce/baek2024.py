@@ -60,8 +60,8 @@ def find_toy(scale: Scale, toy: Any) -> Findings:
         toy: The tables of `noisesam.reproduce.toy_grid`.
     """
     claims = judge([], toy)
-    tables = {name: table for name, table in vars(toy).items() if isinstance(table, pd.DataFrame)}
-    tables |= {"ratio-table": toy.ratio_table(), "comparisons": comparisons([], toy)}
+    # Accuracies, ratios and peaks by run lie beside the figures that draw them.
+    tables = {"comparisons": comparisons([], toy), "peaks": toy.peaks, "ratio-table": toy.ratio_table(), "traps": toy.traps}
     return Findings(scale, claims, verdicts(claims), tables=tables, toy=toy)
 
 

@@ -168,7 +168,9 @@ def _verdict_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
 def in_words(row: Any) -> str:
     """Write one row of the verdicts with the settings that it names."""
     where = row.get("settings")
-    return f"{row['verdict']} ({where})" if isinstance(where, str) and where else str(row["verdict"])
+    if not isinstance(where, str) or not where:
+        return str(row["verdict"])
+    return where if where.startswith(f"{row['verdict']} in ") and ";" not in where else f"{row['verdict']} ({where})"
 
 
 def _run_rows(runs: dict[str, dict[str, RunCollection]]) -> list[tuple[str, ...]]:
