@@ -35,7 +35,8 @@ def scoreboard(
 
     Returns:
         method, seeds; early and last: accuracy on clean test labels (mean, sd), difference to `base` with its paired 95%
-        interval, gain kept with Fieller's 95% interval; clean_early, clean_last; logit and Jacobian weight on clean and noisy
+        interval, gain kept with Fieller's 95% interval, NaN where the gain
+        of `best` itself cannot be told from nothing; clean_early, clean_last; logit and Jacobian weight on clean and noisy
         examples; norms at the end; passes, seconds per step and their ratio to `base`.
     """
     runs = per_run(noisy)
@@ -51,8 +52,9 @@ def scoreboard(
             over = interval(values.values())
             difference = paired_difference(values, bases)
             kept = share_of_gain(values, bases, bests)
-            if not paired_difference(bests, bases).mean > 0:
-                kept = Interval(math.nan, math.nan, math.nan, math.nan, 0)  # of no gain nothing can be kept
+            gain = paired_difference(bests, bases)
+            if not gain.mean > 0 or gain.low <= 0:  # of what may be no gain no share can be kept
+                kept = Interval(math.nan, math.nan, math.nan, math.nan, 0)
             row |= {f"{end}_mean": over.mean, f"{end}_sd": over.sd}
             row |= {f"{end}_difference": difference.mean, f"{end}_difference_low": difference.low}
             row |= {f"{end}_difference_high": difference.high}

@@ -93,7 +93,7 @@ def number(value: float, digits: int) -> str:
 
 
 def share(row: dict[str, Any] | pd.Series, end: str) -> str:
-    """A share of 1-SAM's gain with its interval; a dash where 1-SAM gains nothing."""
+    """A share of 1-SAM's gain with its interval; a dash where 1-SAM's gain cannot be told from nothing."""
     middle, low, high = (float(row[f"{end}_gain{which}"]) for which in ("", "_low", "_high"))
     if middle != middle:
         return "-"

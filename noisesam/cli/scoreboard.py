@@ -268,7 +268,8 @@ def show(table: pd.DataFrame) -> None:
     print_table(headings, rows, keep=(0,))
     say()
     say("early: test accuracy at the epoch chosen on noisy validation labels; last: at the last epoch; means over seeds.")
-    say("gain: share of 1-SAM's gain over SGD. logit, Jacobian: weight on clean/noisy examples at SGD's weights.")
+    say("gain: share of 1-SAM's gain over SGD; a dash where that gain cannot be told from nothing.")
+    say("logit, Jacobian: weight on clean/noisy examples at SGD's weights.")
     say("passes: of forward and backward, SGD 1.")
 
 

@@ -63,6 +63,10 @@ def _draw(panel: Axes, ordered: pd.DataFrame, end: str) -> None:
             panel.plot([low, high], [place, place], color=look.color, linewidth=1.2, alpha=0.6)
         if middle == middle:
             panel.plot([middle], [place], marker=look.marker, color=look.color, markersize=5, linestyle="none")
+    if ordered[f"{end}_gain"].isna().all():
+        reason = "no share: 1-SAM's own gain over SGD\ncannot be told from nothing here"
+        panel.text(0.5, 0.5, reason, transform=panel.transAxes, ha="center", va="center", color="0.4")
+        panel.set_xticks([])
     costs = ordered["cost"].tolist()
     for place in range(1, len(costs)):
         if costs[place] != costs[place - 1]:  # methods of one cost stand together

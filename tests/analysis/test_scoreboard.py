@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from noisesam.analysis import share_of_gain
+from noisesam.analysis import scoreboard, share_of_gain
 from noisesam.errors import InputError
 from noisesam.plotting import plot_scoreboard
+from noisesam.runs import open_runs
 
 BASE = {0: 0.70, 1: 0.72, 2: 0.69, 3: 0.71}
 BEST = {0: 0.90, 1: 0.91, 2: 0.92, 3: 0.88}
@@ -58,6 +59,20 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(seeds):
         covered += low <= 0.5 <= high
     # 95% of 400 is 380 with a standard deviation of 4.4; a bootstrap over three seeds covers about three quarters.
     assert 367 <= covered <= 393
+
+
+def test_shares_stand_where_the_best_gains_beyond_doubt_and_nowhere_else(invented, tmp_path):
+    # At the end the best is far above in every seed; at its peak it is above in one seed and below in the other.
+    peaks = {0: 0.95, 1: 0.85}
+    for seed, peak in peaks.items():
+        invented(tmp_path / f"base{seed}", "sgd", seed, peak=0.9, last=0.5)
+        invented(tmp_path / f"best{seed}", "1-sam", seed, peak=peak, last=0.8)
+        invented(tmp_path / f"half{seed}", "sam", seed, peak=0.9, last=0.65)
+    table = scoreboard(open_runs(tmp_path)).set_index("method")
+    assert table.loc["sam", "last_gain"] == pytest.approx(0.5, abs=0.1)  # the invented accuracies scatter by 0.01
+    assert table.loc["sam", "last_gain_low"] < 0.5 < table.loc["sam", "last_gain_high"]
+    assert table[["early_gain", "early_gain_low", "early_gain_high"]].isna().all(axis=None)
+    assert table["early_mean"].notna().all()
 
 
 def test_the_figure_has_a_row_for_every_method_the_cheapest_first_and_a_point_where_there_is_a_gain():
