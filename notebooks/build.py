@@ -22,7 +22,7 @@ from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
 PRESET = "NOISESAM_PRESET"
-TIMEOUT = 900  # seconds that one cell may take
+TIMEOUT = 3600  # seconds that one cell may take: nobody waits for a cell that hangs, and a busy machine is slow
 
 
 def sources() -> list[Path]:

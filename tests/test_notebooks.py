@@ -25,7 +25,7 @@ def _load_build() -> ModuleType:
 
 
 build = _load_build()
-NOTEBOOKS = [path for path in build.sources() if path.with_suffix(".ipynb").exists()]
+NOTEBOOKS = build.sources()
 each_notebook = pytest.mark.parametrize("source", NOTEBOOKS, ids=lambda path: path.stem)
 
 WARNINGS_ARE_ERRORS = """
@@ -45,6 +45,7 @@ def cells(notebook: NotebookNode) -> list[tuple[str, str, list[str]]]:
 
 def test_every_notebook_is_there_in_both_forms():
     assert {path.stem for path in NOTEBOOKS} == {path.stem for path in FOLDER.glob("*.ipynb")}
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
         assert f"({path.stem}.ipynb)" in readme
@@ -113,7 +114,7 @@ def test_links_of_the_notebooks_lead_somewhere():
     for source in NOTEBOOKS:
         for cell in build.read_source(source).cells:
             for target in re.findall(r"\]\(([^)\s]+)\)", cell.source if cell.cell_type == "markdown" else ""):
-                if "://" not in target and not target.endswith(".ipynb"):
+                if "://" not in target:
                     file, _, anchor = target.partition("#")
                     assert (FOLDER / file).exists(), f"{source.name} links to {target}"
                     assert not anchor or f'<a id="{anchor}"></a>' in (FOLDER / file).read_text(encoding="utf-8"), target
