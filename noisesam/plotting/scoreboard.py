@@ -46,13 +46,15 @@ def plot_scoreboard(table: pd.DataFrame, *, ax: AxesLike | None = None) -> np.nd
         for panel, (end, title) in zip(axes, _TITLES.items(), strict=True):
             _draw(panel, ordered, end)
             panel.set_title(title)
-            panel.set_xlabel("share of 1-SAM's gain over SGD")
+            if ordered[f"{end}_gain"].notna().any():
+                panel.set_xlabel("share of 1-SAM's gain over SGD")
         axes[0].set_ylabel("method and passes per step")
     return axes
 
 
 def _draw(panel: Axes, ordered: pd.DataFrame, end: str) -> None:
-    for place, dash in ((0, "-"), (1, ":")):
+    empty = bool(ordered[f"{end}_gain"].isna().all())
+    for place, dash in () if empty else ((0, "-"), (1, ":")):
         panel.axvline(place, color="0.6", linewidth=0.8, linestyle=dash)
     names = []
     for place, (_, row) in enumerate(ordered.iterrows()):
@@ -63,7 +65,7 @@ def _draw(panel: Axes, ordered: pd.DataFrame, end: str) -> None:
             panel.plot([low, high], [place, place], color=look.color, linewidth=1.2, alpha=0.6)
         if middle == middle:
             panel.plot([middle], [place], marker=look.marker, color=look.color, markersize=5, linestyle="none")
-    if ordered[f"{end}_gain"].isna().all():
+    if empty:
         reason = "no share: 1-SAM's own gain over SGD\ncannot be told from nothing here"
         panel.text(0.5, 0.5, reason, transform=panel.transAxes, ha="center", va="center", color="0.4")
         panel.set_xticks([])
