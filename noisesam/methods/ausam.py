@@ -161,7 +161,7 @@ class AUSAM(SharedPerturbation):
         u = uniform_by_index(self.seed, self._step_number(call), index)
         if self.sampling == "fixed":
             # The smallest of -log(u)/p: draws without replacement in proportion to p (Efraimidis, Spirakis 2006).
-            count = math.ceil(self.fraction * batch.size - 1e-9)
+            count = max(1, math.ceil(self.fraction * batch.size - 1e-9))
             order = torch.argsort(-torch.log1p(-u) / p, stable=True)
             rows = order[:count].sort().values
         else:

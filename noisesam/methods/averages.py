@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import trainable
 
 
 def saved_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -20,9 +19,9 @@ def loaded_tensors(saved: Any, model: nn.Module, what: str) -> dict[str, Tensor]
     """Return saved tensors on the parameters' devices, in the model's order; refuse what does not fit the model.
 
     Raises:
-        InputError: A name or a shape is not that of a trainable parameter.
+        InputError: A name or a shape is not that of a parameter of the model.
     """
-    parameters = trainable(model)
+    parameters = dict(model.named_parameters())  # frozen ones too: what was kept before they were is kept
     if not isinstance(saved, Mapping):
         raise InputError(
             f"{what} of type {type(saved).__name__} in a method's state",
@@ -34,7 +33,7 @@ def loaded_tensors(saved: Any, model: nn.Module, what: str) -> dict[str, Tensor]
         if name not in parameters or not isinstance(value, Tensor) or value.shape != parameters[name].shape:
             raise InputError(
                 f"{what} of {name!r} in a method's state",
-                expected="a tensor of the shape of a trainable parameter of the model",
+                expected="a tensor of the shape of a parameter of the model",
                 remedy="Build model and method with the configuration of the run that saved them.",
             )
         loaded[name] = value.detach().clone().to(parameters[name].device)

@@ -177,7 +177,8 @@ class Method(ABC):
         """Return the norms of the method's own J_i(theta_J)^T r_i(theta_L), one row per example; nothing is changed."""
         eps = self.perturbation(inputs, targets, index)
         batch = Batch.of(inputs, targets, index)
-        parts = decompose_batch(self.model, batch, self.loss, perturbation=eps, chunk_size=self._chunk(batch))
+        with unchanged(self.model):
+            parts = decompose_batch(self.model, batch, self.loss, perturbation=eps, chunk_size=self._chunk(batch))
         if parts.perturbed_residual_norm is None or parts.perturbed_gradient_norm is None:
             return StepTerms(parts.residual_norm, parts.gradient_norm)
         return StepTerms(parts.perturbed_residual_norm, parts.perturbed_gradient_norm)

@@ -79,6 +79,15 @@ class ExampleStore:
             index, rows = index[kept], rows[kept]
         self._rows[index] = rows
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs: the rows themselves, for a file belongs to one store."""
+        return {**self.__dict__, "_file": None, "_rows": self._rows[: self._used].clone()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Build a copy, in a file of its own where the rows are above the budget."""
+        self.__dict__.update(state)
+        self.load_state_dict({"rows": self._rows})
+
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the table."""
         return {"rows": self._rows[: self._used].clone()}

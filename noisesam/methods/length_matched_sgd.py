@@ -82,7 +82,8 @@ class LengthMatchedSGD(PerExampleMethod):
         parameters = trainable(self.model)
         with torch.enable_grad(), unchanged(self.model):
             _, factor = self._rescaled(batch, parameters, StepCall())
-        parts = decompose_batch(self.model, batch, self.loss, engine=self.engine, chunk_size=self._chunk(batch))
+        with unchanged(self.model):
+            parts = decompose_batch(self.model, batch, self.loss, engine=self.engine, chunk_size=self._chunk(batch))
         return StepTerms(
             parts.residual_norm * factor.to(parts.residual_norm.dtype),
             parts.gradient_norm * factor.to(parts.gradient_norm.dtype),

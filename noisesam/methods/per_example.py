@@ -13,7 +13,7 @@ from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.engine.selection import check_engine, engine_for
 from noisesam.gradients.losses import Loss
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm, mixed_point_step
-from noisesam.methods.base import Method
+from noisesam.methods.base import Method, unchanged
 from noisesam.methods.result import Outcome, StepCall, StepTerms
 
 
@@ -60,15 +60,17 @@ class PerExampleMethod(Method):
         """Return eps_i of every example by parameter name, (b, *shape)."""
         batch = Batch.of(inputs, targets, index)
         radii = self.radii(trainable(self.model))
-        return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self._chunk(batch))
+        with unchanged(self.model):
+            return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self._chunk(batch))
 
     def step_terms(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> StepTerms:
         """Return the norms of J_i(theta_J)^T r_i(theta_L) without materialising eps_i."""
         batch = Batch.of(inputs, targets, index)
-        parts = decompose_batch(
-            self.model, batch, self.loss, self.radii(trainable(self.model)),
-            engine=self.engine, chunk_size=self._chunk(batch),
-        )  # fmt: skip
+        with unchanged(self.model):
+            parts = decompose_batch(
+                self.model, batch, self.loss, self.radii(trainable(self.model)),
+                engine=self.engine, chunk_size=self._chunk(batch),
+            )  # fmt: skip
         residual = parts.perturbed_residual_norm if self.residual_perturbed else parts.residual_norm
         gradient = {
             (True, True): parts.perturbed_gradient_norm,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Batch
+from noisesam.gradients.losses import accurate
 from noisesam.methods.checks import check_count, check_flag, check_number
 from noisesam.methods.distillation import divergence_residual
 from noisesam.methods.epochs import EpochMethod
@@ -116,7 +117,10 @@ class SAF(EpochMethod):
                 remedy="Build a new method for a model with other outputs.",
             )
         rows, epochs = self._logits.read(index, "cpu"), self._epochs.read(index, "cpu")
-        rows[:, epoch % self.lag] = logits.detach().to("cpu", rows.dtype)
+        kept = logits.detach()
+        if rows.dtype == torch.float16:  # a large logit would be kept as infinite, and its teacher be NaN
+            kept = accurate(kept).clamp(-torch.finfo(rows.dtype).max, torch.finfo(rows.dtype).max)
+        rows[:, epoch % self.lag] = kept.to("cpu", rows.dtype)
         epochs[:, epoch % self.lag] = epoch
         self._logits.write(index, rows)
         self._epochs.write(index, epochs)

@@ -14,10 +14,11 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Batch, Inputs, call_model, devices_of, trainable
 from noisesam.gradients.engine.selection import check_engine
 from noisesam.gradients.randomness import RandomState
+from noisesam.methods.base import unchanged
 from noisesam.methods.checks import check_flag
 from noisesam.methods.per_example import per_example_outcome, per_example_perturbation
 from noisesam.methods.result import Outcome, StepCall
-from noisesam.methods.shared_perturbation import Planned, SharedPerturbation
+from noisesam.methods.shared_perturbation import Planned, SharedPerturbation, unscaled
 from noisesam.methods.weights import ascent, kept_buffers
 
 
@@ -128,11 +129,12 @@ class SAM(SharedPerturbation):
         parameters = trainable(self.model)
         radii = self.radii(parameters)
         if self._per_example:
-            return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self._chunk(batch))
+            with unchanged(self.model):
+                return per_example_perturbation(self.model, batch, self.loss, radii, self.engine, self._chunk(batch))
         found = []
-        with torch.enable_grad(), kept_buffers(self.model):
+        with torch.enable_grad(), unchanged(self.model):
             for _, shard in batch.chunks(self.examples_per_shard):
-                gradient = self._penalised(self._mean_gradient(shard, parameters, 1.0)[0], parameters)
+                gradient = self._penalised(unscaled(self._mean_gradient(shard, parameters, 1.0)[0], 1.0), parameters)
                 eps = ascent(gradient, radii, normalize=self.normalize)
                 found.append((shard.size, eps))
         if len(found) == 1:

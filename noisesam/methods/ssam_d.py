@@ -25,7 +25,8 @@ class DynamicSparseSAM(SharedPerturbation, EpochMethod):
 
     The norm is that of the full g. In the first step of such an epoch the share drop_rate (1 + cos(pi e/E))/2 of the live
     weights, those with the smallest |g|, is dropped, and as many of the dead ones are grown at random: the density stays
-    exactly 1 - sparsity. There is no gain in time on dense hardware: the passes are SAM's.
+    exactly 1 - sparsity (of whole tensors, their number stays). There is no gain in time on dense hardware: the passes are
+    SAM's.
 
     Args:
         model: Any module.
@@ -104,6 +105,9 @@ class DynamicSparseSAM(SharedPerturbation, EpochMethod):
             masks, moved_in = self._first(parameters), self._epoch or 0
         elif call.new_step and self._epoch is not None and self._epoch >= moved_in + self.update_freq:
             masks, moved_in = self._next(masks, clean), self._epoch
+        if unseen := {name: p for name, p in parameters.items() if name not in masks}:  # trainable only since the last step
+            masks = masks | self._first(unseen)
+            masks = {name: masks[name] for name, _ in self.model.named_parameters() if name in masks}
 
         def commit() -> None:
             self._masks, self._moved_in = masks, moved_in

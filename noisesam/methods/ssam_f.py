@@ -95,8 +95,9 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
 
     def start_epoch(self, epoch: int) -> None:
         """Start an epoch; every `update_freq` epochs a new Fisher diagonal."""
+        same = epoch == self._epoch  # told again, as a loop does that resumes in the middle of an epoch
         super().start_epoch(epoch)
-        if epoch % self.update_freq == 0:
+        if not same and epoch % self.update_freq == 0:
             self._fisher, self._seen = {}, 0
 
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:

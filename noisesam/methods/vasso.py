@@ -60,7 +60,8 @@ class VaSSO(SharedPerturbation):
         def commit() -> None:
             self._average = average
 
-        return Planned(ascent(average, self.radii(parameters)), commit)
+        direction = {name: value for name, value in average.items() if name in parameters}  # others were frozen since
+        return Planned(ascent(direction, self.radii(parameters)), commit)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step counter and the average."""

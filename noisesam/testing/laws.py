@@ -400,7 +400,7 @@ def micro_batches_after_the_first_leave_the_counters(factory: Factory) -> str:
 @law
 def what_is_asked_of_a_method_changes_nothing(factory: Factory) -> str:
     """step_gradient, perturbation and step_terms leave weights, buffers, generators and state; step_gradient foretells."""
-    model = network()
+    model = network(dropout=0.5)
     method = warmed(factory, model)
     examples = batch()
     state, weights, generator = copy.deepcopy(method.state_dict()), bits(model), torch.get_rng_state()
