@@ -28,7 +28,7 @@ import noisesam
 from noisesam import analysis, data, models, plotting
 
 SMALL = os.environ.get("NOISESAM_PRESET") == "small"  # seconds instead of minutes, for tests: the numbers then mean nothing
-SEEDS, EPOCHS, RADII = (2, 5, [0.1]) if SMALL else (3, 60, [0.05, 0.1, 0.2])
+SEEDS, EPOCHS, RADII = (1, 3, [0.1]) if SMALL else (3, 60, [0.05, 0.1, 0.2])
 folder = tempfile.TemporaryDirectory()
 table, runs_folder = Path(folder.name) / "birds", Path(folder.name) / "runs"
 
