@@ -26,6 +26,7 @@ def beside_a_demo(quick_demo: Path, monkeypatch, tmp_path: Path) -> Path:
     (tmp_path / "demo-output").mkdir()
     (tmp_path / "demo-output" / "quick").symlink_to(quick_demo)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -51,7 +52,7 @@ def test_the_commands_are_small_or_dry():
         assert words[0] == "noisesam"
         if words[1] == "demo":
             assert "--quick" in words
-        if words[1] == "train":
+        if words[1] in ("train", "sweep", "scoreboard", "reproduce"):
             assert "--dry-run" in words
 
 

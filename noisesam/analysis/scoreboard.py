@@ -20,6 +20,7 @@ def scoreboard(
     noisy: RunCollection,
     clean: RunCollection | None = None,
     mechanism: pd.DataFrame | None = None,
+    costs: pd.DataFrame | None = None,
     *,
     base: str = "sgd",
     best: str = "1-sam",
@@ -30,14 +31,16 @@ def scoreboard(
         noisy: Runs with wrong labels, one setting, several seeds.
         clean: The same without wrong labels.
         mechanism: Table of `mechanism_at_equal_weights`, one row per method, group and (repeated) weights.
+        costs: Table of `noisesam.bench.setting.step_costs`: seconds timed side by side in one process. Without it they are
+            those of the runs, which may have shared their cores.
         base: The method whose gain is 0.
         best: The method whose gain is 1.
 
     Returns:
         method, seeds; early and last: accuracy on clean test labels (mean, sd), difference to `base` with its paired 95%
-        interval, gain kept with Fieller's 95% interval, NaN where the gain
-        of `best` itself cannot be told from nothing; clean_early, clean_last; logit and Jacobian weight on clean and noisy
-        examples; norms at the end; passes, seconds per step and their ratio to `base`.
+        interval, gain kept with Fieller's 95% interval, NaN where the gain of `best` itself cannot be told from nothing;
+        clean_early, clean_last; wrong_labels_fitted at the end; logit and Jacobian weight on clean and noisy examples; norms
+        at the end; passes, seconds per step and their ratio to `base`.
     """
     runs = per_run(noisy)
     plain = None if clean is None else per_run(clean)
@@ -61,12 +64,16 @@ def scoreboard(
             row |= {f"{end}_gain": kept.mean, f"{end}_gain_low": kept.low, f"{end}_gain_high": kept.high}
             if plain is not None:
                 row[f"clean_{end}"] = interval(_by_seed(plain, str(method), column).values()).mean
+        row["wrong_labels_fitted"] = float(own["last_noisy_fitted"].mean())
         row |= {name: norms.get((str(method), name), math.nan) for name in ("hidden_activation_norm", "last_layer_norm")}
         row |= _mechanism(mechanism, str(method))
         forward, backward = float(own["forward_passes"].mean()), float(own["backward_passes"].mean())
         row |= {"forward_passes": forward, "backward_passes": backward, "passes": (forward + 2 * backward) / 3}
         seconds = float(own["step_seconds"].median())
         row |= {"step_seconds": seconds, "seconds_ratio": seconds / base_seconds if base_seconds else math.nan}
+        if costs is not None:
+            timed = costs[costs["method"] == method]
+            row |= {name: float(timed[name].iloc[0]) if len(timed) else math.nan for name in ("step_seconds", "seconds_ratio")}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -49,7 +49,7 @@ CYCLES: dict[str, Cycle] = {
 
 _ESAM = {"beta": ESAM_BETA, "gamma": 0.5}
 
-_OPTIONS: dict[str, dict[str, Any]] = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "looksam": {"k": LOOKSAM_K},
     "looklayersam": {"k": LOOKSAM_K},
     "esam": {**_ESAM, "mask": "element"},
@@ -93,7 +93,7 @@ def members(wanted: Sequence[str] | None = None) -> list[Member]:
     """
     found: dict[str, Member] = {}
     for method in names():
-        for name, options in {method: _OPTIONS.get(method, {}), **_VARIANTS.get(method, {})}.items():
+        for name, options in {method: OPTIONS.get(method, {}), **_VARIANTS.get(method, {})}.items():
             found[name] = Member(name, method, options, CYCLES.get(name, Cycle()))
     for name in wanted or []:
         if name not in found:

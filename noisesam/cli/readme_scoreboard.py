@@ -53,16 +53,17 @@ def full_table(table: pd.DataFrame) -> str:
     """Return everything that is measured in one setting as Markdown."""
     columns = (
         "method", "forward passes", "backward passes", "s per step / SGD", "early stopping", "last epoch", "early, no noise",
-        "last, no noise", "ahead of SGD, early (points)", "ahead of SGD, last (points)", "gain kept, early", "gain kept, last",
-        "logit weight clean / noisy", "Jacobian weight clean / noisy", "activation norm", "last-layer norm",
+        "last, no noise", "wrong labels fitted, last", "ahead of SGD, early (points)", "ahead of SGD, last (points)",
+        "gain kept, early", "gain kept, last", "logit weight clean / noisy",
+        "Jacobian weight clean / noisy", "activation norm", "last-layer norm",
     )  # fmt: skip
     rows = [
         (
             f"`{row['method']}`", number(row["forward_passes"], 2), number(row["backward_passes"], 2),
             number(row["seconds_ratio"], 1), short(row["early_mean"]), short(row["last_mean"]), short(row["clean_early"]),
-            short(row["clean_last"]), points(row, "early"), points(row, "last"), share(row, "early"), share(row, "last"),
-            pair(row, "logit_weight"), pair(row, "jacobian_weight"), number(row["hidden_activation_norm"], 2),
-            number(row["last_layer_norm"], 2),
+            short(row["clean_last"]), short(row["wrong_labels_fitted"]), points(row, "early"), points(row, "last"),
+            share(row, "early"), share(row, "last"), pair(row, "logit_weight"),
+            pair(row, "jacobian_weight"), number(row["hidden_activation_norm"], 2), number(row["last_layer_norm"], 2),
         )
         for row in _ordered(table).to_dict("records")
     ]  # fmt: skip

@@ -198,6 +198,7 @@ def measured(planned: Experiment, jobs: dict[str, list[Job]], chosen: dict[str, 
     import pandas as pd
 
     from noisesam.analysis import early_stopping, scoreboard
+    from noisesam.bench.setting import step_costs
     from noisesam.cli.analyze import open_all
     from noisesam.runs import open_run
     from noisesam.training.equal_weights import mechanism_at_equal_weights
@@ -217,7 +218,9 @@ def measured(planned: Experiment, jobs: dict[str, list[Job]], chosen: dict[str, 
             parts.append(mechanism_at_equal_weights(open_run(job.folder), options, epoch=epoch, data_root=data_root))
     if not parts:
         raise RunError("No run of the baseline", expected="sgd among the methods")
-    return scoreboard(collections["noisy"], collections["clean"], pd.concat(parts), base=BASE, best=BEST)
+    config = planned.config(planned.entries[BASE].options(chosen[BASE]), planned.entries[BASE].method, planned.seeds[0])
+    costs = step_costs(config, options, data_root=data_root)
+    return scoreboard(collections["noisy"], collections["clean"], pd.concat(parts), costs, base=BASE, best=BEST)
 
 
 def write(

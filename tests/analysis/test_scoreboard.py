@@ -73,6 +73,10 @@ def test_shares_stand_where_the_best_gains_beyond_doubt_and_nowhere_else(invente
     assert table.loc["sam", "last_gain_low"] < 0.5 < table.loc["sam", "last_gain_high"]
     assert table[["early_gain", "early_gain_low", "early_gain_high"]].isna().all(axis=None)
     assert table["early_mean"].notna().all()
+    assert table["wrong_labels_fitted"].tolist() == pytest.approx([0.8] * 3)  # what the invented runs memorise
+    timed = pd.DataFrame({"method": ["sgd", "sam"], "step_seconds": [0.1, 0.3], "seconds_ratio": [1.0, 3.0]})
+    beside = scoreboard(open_runs(tmp_path), costs=timed).set_index("method")["seconds_ratio"]
+    assert (beside["sgd"], beside["sam"], math.isnan(beside["1-sam"])) == (1.0, 3.0, True)
 
 
 def test_the_figure_has_a_row_for_every_method_the_cheapest_first_and_a_point_where_there_is_a_gain():
