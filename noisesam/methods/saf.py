@@ -22,7 +22,9 @@ class SAF(EpochMethod):
     """The gradient of the loss + lam KL(p(z_then/tau) || p(z/tau)), z_then the example's own logits `lag` epochs ago.
 
     From the first epoch after `start_epoch` on, one pass a step. The logits of every example are kept under its index in the
-    data set, with the epoch they belong to; an example that was not visited `lag` epochs ago has no teacher.
+    data set (a number from 0 to 16,777,215: the table is dense), with the epoch they belong to; an example that was not
+    visited `lag` epochs ago has no teacher. An example visited twice in one epoch has the same teacher both times, and
+    becomes the later teacher with the logits of its last visit: lag + 1 epochs are kept.
 
     Args:
         model: Any module.
@@ -53,7 +55,7 @@ class SAF(EpochMethod):
     cost = "F + B"
     passes = ("1", "1")
     reference = "Du et al. 2022, arXiv 2205.14083"
-    limits = ("needs index and start_epoch", "keeps lag logits of every example")
+    limits = ("needs index and start_epoch", "keeps the logits of lag + 1 epochs of every example")
     hyperparameters = {  # noqa: RUF012
         "lam": "weight of the divergence from the earlier logits; 0 is SGD",
         "temperature": "tau, by which logits are divided",
@@ -88,12 +90,18 @@ class SAF(EpochMethod):
         self._logits: ExampleStore | None = None
         self._epochs = self._epoch_store()
 
+    @property
+    def slots(self) -> int:
+        """How many epochs are kept: the present one must not take the place of its own teacher."""
+        return self.lag + 1
+
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         index, epoch = require_index("SAF", batch.index, batch.size), self.epoch
         further: Callable[[Tensor, slice], Tensor] | None = None
         if epoch > self.first_epoch and self.lam > 0 and self._logits is not None:
-            teacher = self._logits.read(index, batch.targets.device)[:, epoch % self.lag]
-            known = self._epochs.read(index, batch.targets.device)[:, epoch % self.lag] == epoch - self.lag
+            slot = (epoch - self.lag) % self.slots
+            teacher = self._logits.read(index, batch.targets.device)[:, slot]
+            known = self._epochs.read(index, batch.targets.device)[:, slot] == epoch - self.lag
 
             def divergence(logits: Tensor, rows: slice) -> Tensor:
                 return divergence_residual(
@@ -107,7 +115,7 @@ class SAF(EpochMethod):
         return Outcome(gradient, logits, losses, batch.size, batch.size, remember=lambda: self._remember(index, logits, epoch))
 
     def _remember(self, index: Tensor, logits: Tensor, epoch: int) -> None:
-        shape = (self.lag, *logits.shape[1:])
+        shape = (self.slots, *logits.shape[1:])
         if self._logits is None:
             self._logits = self._logit_store(shape, logits.dtype)
         if shape != self._logits.row_shape:
@@ -120,8 +128,8 @@ class SAF(EpochMethod):
         kept = logits.detach()
         if rows.dtype == torch.float16:  # a large logit would be kept as infinite, and its teacher be NaN
             kept = accurate(kept).clamp(-torch.finfo(rows.dtype).max, torch.finfo(rows.dtype).max)
-        rows[:, epoch % self.lag] = kept.to("cpu", rows.dtype)
-        epochs[:, epoch % self.lag] = epoch
+        rows[:, epoch % self.slots] = kept.to("cpu", rows.dtype)
+        epochs[:, epoch % self.slots] = epoch
         self._logits.write(index, rows)
         self._epochs.write(index, epochs)
 
@@ -130,7 +138,7 @@ class SAF(EpochMethod):
         return ExampleStore(shape, dtype=kept, memory_budget=self.store_budget)
 
     def _epoch_store(self) -> ExampleStore:
-        return ExampleStore((self.lag,), dtype=torch.int32, fill=-1.0, memory_budget=self.store_budget)
+        return ExampleStore((self.slots,), dtype=torch.int32, fill=-1.0, memory_budget=self.store_budget)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters and the kept logits with their epochs."""
@@ -144,10 +152,10 @@ class SAF(EpochMethod):
         if "logits" in state:
             rows = state["logits"]
             shape = tuple(rows.shape[1:]) if isinstance(rows, Tensor) else ()
-            if shape[:1] != (self.lag,) or len(rows) != len(epochs):
+            if shape[:1] != (self.slots,) or len(rows) != len(epochs):
                 raise InputError(
                     "Kept logits in a method's state",
-                    expected=f"(examples, {self.lag}, ...) as lag={self.lag}",
+                    expected=f"(examples, {self.slots}, ...) as lag={self.lag}",
                     remedy="Build the method with the configuration of the run that saved it.",
                 )
             logits = self._logit_store(shape, rows.dtype)
