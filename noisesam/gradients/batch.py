@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer, Shaped
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
@@ -83,7 +83,7 @@ class Batch:
 
     inputs: Inputs
     targets: Tensor
-    index: Int[Tensor, " n"] | None
+    index: Integer[Tensor, " n"] | None
     size: int
 
     @classmethod
@@ -111,7 +111,7 @@ class Batch:
                 expected=f"a tensor of shape ({size},)",
                 remedy="Pass the index of the same batch, one number for each example.",
             )
-        return cls(inputs, targets, index, size)
+        return cls(inputs, targets, None if index is None else whole_index(index), size)
 
     def take(self, rows: slice | Tensor) -> Batch:
         """Return the examples at these rows."""
@@ -127,6 +127,17 @@ class Batch:
         for start in range(0, self.size, size):
             rows = slice(start, min(start + size, self.size))
             yield rows, self.take(rows)
+
+
+def whole_index(index: Shaped[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return an index of any integer type as int64: a tensor of uint8 or bool would select rows as a mask does."""
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise InputError(
+            f"An index of dtype {index.dtype}",
+            expected="whole numbers, the stable place of each example in its data set",
+            remedy="Pass the data set's own numbering, as NoisyDataset.batches() returns it, converted with index.long().",
+        )
+    return index.long()
 
 
 ChunkSize = int | Literal["auto"] | None

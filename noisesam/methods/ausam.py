@@ -21,19 +21,23 @@ from noisesam.methods.result import Outcome, StepCall
 from noisesam.methods.shared_perturbation import Planned, SharedPerturbation, unscaled
 from noisesam.methods.weights import ascent
 
+SMALLEST_WEIGHTED = 1e-4
+"""Smallest s_min of unbiased steps: a weight 1/p overflows float32 below 3e-39, and float16 (to 65,504) below 2e-5."""
+
 
 class AUSAM(SharedPerturbation):
     """SAM on a drawn part of the batch: both passes see the drawn examples alone.
 
     An example's history is the mean of l_i(w+eps) - l_i(w) over the steps that drew it. Its probability is
     p_i = s_min + (s_max - s_min) h_i, h_i the history rescaled to [0, 1] within the batch; an example without history has
-    s_max. The paper's exact probability is not settled: this is one reading of it.
+    s_max. The paper's exact probability is not settled: this is one reading of it. The history is kept under the example's
+    index in the data set, a number from 0 to 16,777,215 (the table is dense).
 
     Args:
         model: Any module. The batch's statistics of BatchNorm are those of the drawn examples.
         rho: Radius of the perturbation, in the units of the weights.
         fraction: Share of the batch that is drawn with `sampling="fixed"`: ceil(fraction b) examples; 1 is SAM.
-        s_min: Smallest probability.
+        s_min: Smallest probability; with `unbiased` at least 0.0001, which bounds the weights 1/p_i by 10,000.
         s_max: Largest probability.
         sampling: "fixed" draws ceil(fraction b) examples without replacement, in proportion to p; "bernoulli" draws each
             example with probability p_i (at least one is drawn).
@@ -101,6 +105,12 @@ class AUSAM(SharedPerturbation):
                 expected="sampling='bernoulli', where p_i is the probability that an example is drawn",
                 remedy="Set sampling='bernoulli' or leave unbiased out.",
             )
+        if self.unbiased and self.s_min < SMALLEST_WEIGHTED:
+            raise InputError(
+                f"s_min={s_min!r} with unbiased=True",
+                expected=f"s_min of at least {SMALLEST_WEIGHTED:g}: weights 1/p of at most {1 / SMALLEST_WEIGHTED:,.0f}",
+                remedy="Type s_min=0.1, or leave unbiased out.",
+            )
         self._history = self._store()
 
     @staticmethod
@@ -144,6 +154,7 @@ class AUSAM(SharedPerturbation):
 
     def probabilities(self, index: Tensor) -> Float[Tensor, " b"]:
         """Return p_i of every example of a batch."""
+        index = require_index("AUSAM", index, len(index))
         rows = self._history.read(index, "cpu")
         seen = rows[:, 1] > 0
         mean = rows[:, 0] / rows[:, 1].clamp_min(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from noisesam.methods.checks import check_count
@@ -39,7 +39,7 @@ def generator_at(seed: int, step: int, device: torch.device | str = "cpu") -> to
     return torch.Generator(device=device).manual_seed(int(state) & (2**63 - 1))
 
 
-def uniform_by_index(seed: int, step: int, index: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+def uniform_by_index(seed: int, step: int, index: Integer[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Return a number in [0, 1) for every example, a function of seed, step and the example's index alone.
 
     So the order of a batch, or how it is cut into micro-batches, does not change what is drawn for an example.

@@ -8,19 +8,25 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from torch import Tensor
 
 from noisesam.errors import InputError
+from noisesam.gradients.batch import whole_index
 from noisesam.methods.checks import check_count
 
 STORE_BUDGET = 2 * 2**30
 """Bytes above which a store is mapped to a temporary file instead of memory."""
-LARGEST_INDEX = 2**31 - 1
+LARGEST_INDEX = 2**24 - 1
+"""The table has a row for every number up to the largest, so ids that are hashes would fill memory or disk with empty rows.
+16,777,215 leaves room for the largest labelled sets of images (14 million) and meets nearly every batch of 32-bit hashes."""
 
 
 class ExampleStore:
     """A table of one row per example, looked up by index, never by the position in an epoch; it grows as indices appear.
+
+    It is dense up to the largest index, which may be `LARGEST_INDEX` at most: examples are numbered from 0, ids that are
+    hashes are refused.
 
     Args:
         row_shape: Shape of what is kept of one example.
@@ -59,18 +65,23 @@ class ExampleStore:
         """Return one more than the largest index written."""
         return self._used
 
-    def read(self, index: Int[Tensor, " b"], device: torch.device | str) -> Tensor:
+    def read(self, index: Integer[Tensor, " b"], device: torch.device | str) -> Tensor:
         """Return the rows of these examples, `fill` where nothing was written."""
-        index = index.to("cpu")
+        index = index.to("cpu", torch.int64)
         known = index < self._used
         rows = self._rows.new_full((len(index), *self.row_shape), self.fill)
         rows[known] = self._rows[index[known]]
         return rows.to(device)
 
-    def write(self, index: Int[Tensor, " b"], rows: Tensor) -> None:
-        """Keep the rows of these examples; where an index appears twice, the last row."""
+    def write(self, index: Integer[Tensor, " b"], rows: Tensor) -> None:
+        """Keep the rows of these examples; where an index appears twice, the last row.
+
+        Raises:
+            InputError: An index is negative or above `LARGEST_INDEX`.
+        """
         if len(index) == 0:
             return
+        index = _within_bounds(index)
         index, rows = index.to("cpu"), rows.detach().to("cpu", self._rows.dtype)
         self._grow(int(index.max()) + 1)
         last = {example: row for row, example in enumerate(index.tolist())}
@@ -123,7 +134,8 @@ class ExampleStore:
             else:
                 file, larger = None, self._rows.new_empty((capacity, *self.row_shape))
             larger[: self._used] = self._rows[: self._used]
-            larger[self._used :] = self.fill
+            if file is None or self.fill != 0:  # a new file holds zeros, which take no room on disk until they are written
+                larger[self._used :] = self.fill
             self._rows, self._file = larger, file
         self._used = max(self._used, needed)
 
@@ -132,7 +144,7 @@ def require_index(method: str, index: Tensor | None, examples: int) -> Int[Tenso
     """Return the indices of a batch's examples, or refuse a batch without them.
 
     Raises:
-        InputError: The index is missing, or not one whole number of at least 0 for each example.
+        InputError: The index is missing, or not one whole number from 0 to `LARGEST_INDEX` for each example.
     """
     expected = f"index=(b,) whole numbers, the stable place of each of the {examples} examples in its data set"
     if index is None:
@@ -141,17 +153,20 @@ def require_index(method: str, index: Tensor | None, examples: int) -> Int[Tenso
             expected=expected,
             remedy="Call backward(inputs, targets, index=index): this method remembers examples from epoch to epoch.",
         )
-    if index.shape != (examples,) or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise InputError(
-            f"index of shape {tuple(index.shape)} and dtype {index.dtype}",
-            expected=expected,
-            remedy="Pass the data set's own numbering, as NoisyDataset.batches() returns it, converted with index.long().",
-        )
-    low, high = (int(index.min()), int(index.max())) if examples else (0, 0)
+    if not isinstance(index, Tensor) or index.shape != (examples,):
+        given = f"of shape {tuple(index.shape)}" if isinstance(index, Tensor) else f"of type {type(index).__name__}"
+        raise InputError(f"index {given}", expected=expected, remedy="Pass the index of the same batch.")
+    return _within_bounds(index)
+
+
+def _within_bounds(index: Tensor) -> Int[Tensor, " b"]:
+    """Return whole numbers as int64, or refuse those that no table has room for."""
+    index = whole_index(index)
+    low, high = (int(index.min()), int(index.max())) if len(index) else (0, 0)
     if low < 0 or high > LARGEST_INDEX:
         raise InputError(
             f"index from {low} to {high}",
-            expected=f"{expected}, from 0 to {LARGEST_INDEX}",
-            remedy="Number the examples of the data set from 0.",
+            expected=f"the numbers of the data set's examples from 0 on, at most {LARGEST_INDEX}: one row is kept for each",
+            remedy="Number the examples from 0: torch.arange(len(dataset)), or NoisyDataset.index; not ids that are hashes.",
         )
-    return index.long()
+    return index

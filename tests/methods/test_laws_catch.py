@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from noisesam.errors import InputError
 from noisesam.methods import make, names
+from noisesam.methods.example_store import LARGEST_INDEX, ExampleStore
 from noisesam.methods.sam import SAM
 from noisesam.methods.vasso import VaSSO
 from noisesam.testing import MethodCheckError, check_method, problem
@@ -286,16 +288,99 @@ def test_a_tiny_fraction_draws_one_example(fraction):
     assert result.forward_examples == result.backward_examples == 2
 
 
-@pytest.mark.parametrize("name", ["saf", "ausam"])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+WHOLE = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64]
+
+
+@pytest.mark.parametrize("name", ["sam", "saf", "ausam"])
+@pytest.mark.parametrize("dtype", WHOLE)
 def test_an_index_may_be_of_any_whole_type_and_appear_late(name, dtype):
+    gradients, states = [], []
+    for kind in (dtype, torch.int64):
+        model = problem.network()
+        method = problem.warmed(lambda model: make(name, model, **SETTINGS.get(name, {})), model)
+        examples, index = problem.batch(), torch.tensor([120, 1, 0], dtype=kind)
+        for epoch in (2, 3):
+            method.start_epoch(epoch)
+            method.backward(examples.inputs[:3], examples.targets[:3], index=index)
+        method.perturbation(examples.inputs[:3], examples.targets[:3], index)
+        method.step_gradient(examples.inputs[:3], examples.targets[:3], index)
+        gradients.append(list(problem.gradients(model).values()))
+        states.append(method.state_dict())
+    assert problem.same_bits(*gradients)  # a uint8 index would select rows as a mask does
+    assert problem.same_state(*states)
+
+
+@pytest.mark.parametrize("name", ["sam", "saf", "ausam"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float16, torch.complex64])
+def test_an_index_that_is_not_whole_is_refused_with_a_remedy(name, dtype):
+    method = problem.warmed(lambda model: make(name, model, **SETTINGS.get(name, {})), problem.network())
+    examples = problem.batch()
+    with pytest.raises(InputError, match=re.escape(f"An index of dtype {dtype}")) as caught:
+        method.backward(examples.inputs, examples.targets, index=torch.arange(len(examples.targets)).to(dtype))
+    assert "whole numbers" in caught.value.expected
+    assert "index.long()" in caught.value.remedy
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+def test_probabilities_and_stores_take_an_index_of_any_whole_type(dtype):
+    store = ExampleStore((1,))
+    store.write(torch.tensor([3, 1], dtype=dtype), torch.tensor([[3.0], [1.0]]))
+    assert store.read(torch.tensor([1, 0, 3], dtype=dtype), "cpu").tolist() == [[1.0], [0.0], [3.0]]
+    method = make("ausam", problem.network())
+    assert method.probabilities(torch.tensor([1, 0, 3], dtype=dtype)).tolist() == [1.0] * 3
+    with pytest.raises(InputError, match="An index of dtype"):
+        method.probabilities(torch.tensor([True, False]))
+
+
+@pytest.mark.parametrize("name", ["saf", "ausam"])
+@pytest.mark.parametrize("given", [-1, LARGEST_INDEX + 1, 2**31 - 1, 2**62])
+def test_ids_that_are_hashes_are_refused_before_anything_is_kept(name, given):
     model = problem.network()
     method = problem.warmed(lambda model: make(name, model, **SETTINGS.get(name, {})), model)
-    examples = problem.batch()
-    method.backward(examples.inputs[:1], examples.targets[:1], index=torch.tensor([120], dtype=dtype))
-    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
-    with pytest.raises(InputError, match="index from -1"):
-        method.backward(examples.inputs[:1], examples.targets[:1], index=torch.tensor([-1]))
+    state, examples = copy.deepcopy(method.state_dict()), problem.batch()
+    model.zero_grad()
+    with pytest.raises(InputError, match=rf"^index from {min(given, 1)} to {max(given, 1)}") as caught:
+        method.backward(examples.inputs[:2], examples.targets[:2], index=torch.tensor([given, 1]))
+    assert "examples from 0 on" in caught.value.expected
+    assert f"{LARGEST_INDEX}" in caught.value.expected
+    assert "torch.arange(len(dataset))" in caught.value.remedy
+    assert "NoisyDataset.index" in caught.value.remedy
+    assert problem.same_state(method.state_dict(), state)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_store_refuses_what_its_table_has_no_room_for():
+    store = ExampleStore((1,), memory_budget=0)
+    with pytest.raises(InputError, match="index from"):
+        store.write(torch.tensor([LARGEST_INDEX + 1]), torch.ones(1, 1))
+    store.write(torch.tensor([LARGEST_INDEX]), torch.ones(1, 1))  # in a file, whose empty rows take no room
+    assert store.read(torch.tensor([LARGEST_INDEX, 7]), "cpu").tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize("s_min", [5e-324, 1e-45, 1e-39, 9.9e-5])
+def test_weights_beyond_any_precision_are_refused(s_min):
+    with pytest.raises(InputError, match=re.escape(f"s_min={s_min!r} with unbiased=True")) as caught:
+        make("ausam", problem.network(), s_min=s_min, sampling="bernoulli", unbiased=True)
+    assert "at least 0.0001" in caught.value.expected
+    assert "10,000" in caught.value.expected
+    assert "s_min=0.1" in caught.value.remedy
+    make("ausam", problem.network(), s_min=s_min, sampling="bernoulli")  # without weights it is a small probability
+
+
+def test_the_largest_weight_is_finite_in_float16():
+    assert torch.tensor(1 / 1e-4, dtype=torch.float16).isfinite()
+    make("ausam", problem.network(), s_min=1e-4, sampling="bernoulli", unbiased=True)
+
+
+def test_micro_batches_after_the_first_add_nothing_to_the_fisher_diagonal():
+    model = problem.network()
+    method = make("ssam-f", model, num_samples=100)
+    method.start_epoch(0)
+    problem.step(method, problem.batch())
+    state = copy.deepcopy(method.state_dict())
+    result = problem.step(method, problem.batch(1), new_step=False)
+    assert problem.same_state(method.state_dict(), state)
+    assert result.forward_examples == 2 * len(problem.batch(1).targets)
 
 
 def test_the_first_call_may_be_a_micro_batch():
