@@ -174,7 +174,11 @@ class Method(ABC):
         return None
 
     def step_terms(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> StepTerms:
-        """Return the norms of the method's own J_i(theta_J)^T r_i(theta_L), one row per example; nothing is changed."""
+        """Return the norms of the method's own J_i(theta_J)^T r_i(theta_L), one row per example; nothing is changed.
+
+        They are terms of single examples, so a module that mixes the examples (BatchNorm in training mode) is refused here
+        also by methods whose step allows it.
+        """
         eps = self.perturbation(inputs, targets, index)
         batch = Batch.of(inputs, targets, index)
         with unchanged(self.model):

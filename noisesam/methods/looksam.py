@@ -28,7 +28,8 @@ class LookSAM(SharedPerturbation):
         k: Steps from one SAM step to the next; 1 is SAM.
         alpha: Length of the reused direction relative to the gradient. The published 0.7 was tuned for vision transformers
             at a large rho; at 0.05 about 0.3 is usual.
-        per_tensor: True for norms and projection within every tensor, as some released code does.
+        per_tensor: True for the projection and ||g||/||g_v|| within every tensor, as some released code does; eps keeps the
+            norm of the whole vector.
         options: As of `SharedPerturbation`.
 
     Example:

@@ -30,8 +30,9 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
 
     The norm is that of the full g. Every `update_freq` epochs the diagonal of the empirical Fisher matrix, the sum of the
     squared per-example gradients, is taken from the first `num_samples` examples that the epoch visits, by the per-example
-    engine, before the step that visits them; until it is complete, the mask is that of the part seen so far. There is no
-    gain in time on dense hardware: the passes are SAM's, and the Fisher passes come on top (they are counted).
+    engine, before the step that visits them; until it is complete, the mask is that of the part seen so far. Micro-batches
+    after the first of a step add nothing to the diagonal: the mask holds still within a step. There is no gain in time on
+    dense hardware: the passes are SAM's, and the Fisher passes come on top (they are counted).
 
     Args:
         model: A module whose examples do not mix: no BatchNorm in training mode.
