@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from noisesam.cli.readme import markdown_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    Row = Mapping[Any, Any] | pd.Series
 
 SETTINGS = {"digits": "Digits", "cifar10": "CIFAR-10"}
 """Experiments scoreboard-<name> in the order in which they are shown, and their headings."""
@@ -93,7 +96,7 @@ def number(value: float, digits: int) -> str:
     return "-" if value != value else f"{value:.{digits}f}"
 
 
-def share(row: dict[str, Any] | pd.Series, end: str) -> str:
+def share(row: Row, end: str) -> str:
     """A share of 1-SAM's gain with its interval; a dash where 1-SAM's gain cannot be told from nothing."""
     middle, low, high = (float(row[f"{end}_gain{which}"]) for which in ("", "_low", "_high"))
     if middle != middle:
@@ -101,13 +104,13 @@ def share(row: dict[str, Any] | pd.Series, end: str) -> str:
     return f"{middle:.2f}" if low != low or low == high else f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def points(row: dict[str, Any] | pd.Series, end: str) -> str:
+def points(row: Row, end: str) -> str:
     """A difference to SGD in points with its interval."""
     middle, low, high = (100 * float(row[f"{end}_difference{which}"]) for which in ("", "_low", "_high"))
     return "-" if middle != middle or low == high else f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def pair(row: dict[str, Any] | pd.Series, name: str) -> str:
+def pair(row: Row, name: str) -> str:
     """A weight on clean and on noisy examples; a dash where the rule has no perturbation."""
     clean, noisy = float(row[f"{name}_clean"]), float(row[f"{name}_noisy"])
     return "-" if clean != clean else f"{clean:.2f} / {noisy:.2f}"
