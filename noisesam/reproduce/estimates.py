@@ -284,7 +284,7 @@ def in_minutes(value: float) -> str:
     """Write seconds as minutes, rounded up to half a minute below ten.
 
     Example:
-        >>> in_minutes(20), in_minutes(100), in_minutes(1500)
+        >>> in_minutes(20.0), in_minutes(100.0), in_minutes(1500.0)
         ('0.5', '2', '25')
     """
     minutes = value / 60
