@@ -76,7 +76,7 @@ def test_what_is_stored_names_no_host_no_user_and_no_absolute_path(source):
 
 
 @pytest.mark.parametrize(
-    "text", ["/home/ann/runs", "'/work/x'", "saved in /tmp/tmpab12", "C:\\Users\\ann", "ann@machine7", "<object at 0x7f3a2c>"]
+    "text", ["/home/ann/runs", "'/opt/x'", "saved in /tmp/tmpab12", "C:\\Users\\ann", "ann@machine7", "<object at 0x7f3a2c>"]
 )
 def test_traces_of_a_person_or_a_machine_are_seen(text):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")])

@@ -24,7 +24,7 @@ def methods(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every hyper-parameter and default.")] = False,
 ) -> None:
     """List the methods: rule, cost in passes, reference; with NAME its hyper-parameters and defaults."""
-    from noisesam.methods import describe, names
+    from noisesam.methods import controls, describe, names
 
     chosen = [describe(one) for one in ([name] if name is not None else names())]
     if as_json:
@@ -39,6 +39,7 @@ def methods(
         say()
         say("J: network Jacobian, r: logit scale (the residual), w: weights, eps: perturbation.")
         say("F, B: one forward, one backward pass of the batch.")
+        say("Controls, made to rule an explanation out: " + ", ".join(controls()) + ".")
         say("In full, with hyper-parameters: noisesam methods NAME", style="dim")
     else:
         show_one(chosen[0])
