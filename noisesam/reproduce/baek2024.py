@@ -13,13 +13,11 @@ from noisesam.errors import RunError
 from noisesam.reproduce.claims import comparisons, judge, verdicts
 from noisesam.reproduce.evidence import MAIN, Evidence
 from noisesam.reproduce.evidence_runs import evidence_of
+from noisesam.reproduce.findings import FITTED
 from noisesam.reproduce.manifest_checks import check_manifests
 from noisesam.reproduce.published import beside_published
 from noisesam.reproduce.settings import Scale, Setting
 from noisesam.runs import RunCollection, open_runs
-
-FITS = 0.5
-"""Share of the wrong labels that SGD must come to fit: a setting in which it never does shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Findings:
     @property
     def shows_nothing(self) -> list[str]:
         """Return the settings in which SGD did not come to fit half of the wrong labels."""
-        return [setting for setting, share in self.fitted.items() if not share >= FITS]
+        return [setting for setting, share in self.fitted.items() if not share >= FITTED]
 
 
 def find_toy(scale: Scale, toy: Any) -> Findings:
