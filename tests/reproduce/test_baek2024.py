@@ -44,9 +44,13 @@ def test_the_cpu_scale_is_four_settings_with_six_methods_and_at_least_three_seed
         assert set(setting.sweep.calibration.grids) == set(METHODS) - {"sgd"}
         assert all(len(grid) == 3 for grid in setting.sweep.calibration.grids.values())
         assert len(setting.sweep.calibration.tuning_seeds) == 1
-        main, clean = setting.variants["main"], setting.variants["no-noise"]
-        assert len(main) == len(clean) == 6 * len(setting.sweep.seeds)
+        main = setting.variants["main"]
+        assert len(main) == 6 * len(setting.sweep.seeds)
         assert all(job.config.training.threads == 1 and job.config.data.validation_size for job in main)
+    # The two that take longest are run with wrong labels only.
+    for name in ("digits", "fashion"):
+        clean = cpu[name].variants["no-noise"]
+        assert len(clean) == 6 * len(cpu[name].sweep.seeds)
         assert all(job.config.noise.rate == 0.0 for job in clean)
 
 
