@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from noisesam.errors import InputError
 
@@ -66,6 +68,44 @@ def grid_columns(count: int) -> int:
     if count <= 4:
         return count
     return min(range(3, 6), key=lambda columns: (-(-count // columns) * columns - count, -columns if count > 12 else columns))
+
+
+def wrapped(text: str, fits: Callable[[str], bool]) -> str:
+    """Break a text into lines that fit: after spaces where it can be, within a word where the word alone is too wide."""
+    lines = [""]
+    for word in re.findall(r"\S+\s*", text):
+        if lines[-1] and not fits((lines[-1] + word).rstrip()):
+            lines.append("")
+        for letter in word:
+            if lines[-1] and letter != " " and not fits(lines[-1] + letter):
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def wrap_titles(axes: np.ndarray, *, own: bool) -> None:
+    """Break the titles into lines no wider than their Axes, so that none reaches into its neighbour or off the page.
+
+    Call it last, for the width of the Axes is settled by everything else; our own figure grows by the lines that are added.
+    """
+    figure = axes[0].get_figure(root=True)
+    figure.draw_without_rendering()
+    added: dict[int, int] = {}  # row of the grid -> the most lines by which one of its titles has grown
+    for ax in axes:
+        width = 0.95 * ax.get_window_extent().width  # fonts are hinted to whole pixels, in each resolution differently
+        text = ax.get_title()
+
+        def fits(line: str, title: Text = ax.title, width: float = width) -> bool:
+            title.set_text(line)
+            return bool(title.get_window_extent().width <= width)
+
+        ax.set_title(wrapped(text, fits))
+        spec = ax.get_subplotspec()
+        row = 0 if spec is None else spec.rowspan.start
+        added[row] = max(added.get(row, 0), ax.get_title().count("\n") - text.count("\n"))
+    if own and sum(added.values()):
+        line = 1.2 * axes[0].title.get_fontsize() / 72.0
+        figure.set_figheight(figure.get_figheight() + line * sum(added.values()))
 
 
 _LINE = 0.165  # inches per legend line at the font size of the style

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from noisesam.errors import unknown_name
-from noisesam.plotting._layout import AxesLike, direct_labels, grid_columns, label_outer, legend, one_axes, panels
+from noisesam.plotting._layout import AxesLike, direct_labels, grid_columns, label_outer, legend, one_axes, panels, wrap_titles
 from noisesam.plotting._series import Group, band_note, check, draw_line, groups, nothing_to_draw, over_seeds
 from noisesam.plotting.style import GROUP_STYLES, SELECTION_STYLES, STAR, style
 
@@ -64,6 +64,7 @@ def plot_accuracy_curves(
             panel.set_ylim(-0.02, 1.02)
         label_outer(axes, xlabel="epoch", ylabel="accuracy (fraction)")
         legend(axes, title=band_note(seeds, band), own=own)
+        wrap_titles(axes, own=own)
     return axes
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from noisesam.errors import unknown_name
-from noisesam.plotting._layout import AxesLike, legend, panels
+from noisesam.plotting._layout import AxesLike, legend, panels, wrap_titles
 from noisesam.plotting._series import Group, band_note, check, draw_line, groups, nothing_to_draw, over_seeds
 from noisesam.plotting.style import METHOD_STYLES, method_style, style
 
@@ -84,6 +84,7 @@ def plot_gradient_weight(
             for panel in axes:
                 _logarithmic(panel)
         legend(axes, title=band_note(seeds, band), own=own, order=[look.label for look in METHOD_STYLES.values()])
+        wrap_titles(axes, own=own)
     return axes
 
 

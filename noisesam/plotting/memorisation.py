@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from noisesam.plotting._layout import AxesLike, grid_columns, label_outer, legend, panels
+from noisesam.plotting._layout import AxesLike, grid_columns, label_outer, legend, panels, wrap_titles
 from noisesam.plotting._series import band_note, check, draw_line, groups, nothing_to_draw, over_seeds
 from noisesam.plotting.style import PREDICTION_STYLES, style
 
@@ -52,4 +52,5 @@ def plot_memorisation(table: pd.DataFrame, *, ax: AxesLike | None = None, band: 
             panel.set_ylim(-0.02, 1.02)
         label_outer(axes, xlabel="epoch", ylabel="fraction of noisy train")
         legend(axes, title=f"wrongly labelled examples predicted as ({band_note(seeds, band)})", own=own)
+        wrap_titles(axes, own=own)
     return axes

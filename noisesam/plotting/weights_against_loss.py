@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.ticker import ScalarFormatter
 
 from noisesam.errors import InputError, unknown_name
-from noisesam.plotting._layout import AxesLike, legend, panels
+from noisesam.plotting._layout import AxesLike, legend, panels, wrap_titles
 from noisesam.plotting._series import band_note, check, draw_line, groups, nothing_to_draw, over_seeds
 from noisesam.plotting.style import GROUP_STYLES, style
 
@@ -90,6 +90,7 @@ def plot_weights_against_loss(
                 panel.set_yscale("log")
                 panel.yaxis.set_major_formatter(ScalarFormatter())
         legend(flat, title=f"by loss bin; {band_note(seeds, band)}", own=own)
+        wrap_titles(grid[0], own=own)
     return grid
 
 

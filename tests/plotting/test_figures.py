@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -151,6 +153,52 @@ def test_no_legend_or_label_covers_data_or_leaves_the_page(draw, methods, tables
         assert box.x1 <= figure.bbox.x1
         assert box.y0 >= 0
         assert box.y1 <= figure.bbox.y1
+
+
+def several_settings(tables, count: int, label: str = "noise.rate=0.{0}, rho=0.0{0}, weight_decay=0.000{0}"):
+    """Tables of one method in several settings that differ in several keys."""
+    parts = [vars(tables(("1-sam",), seeds=1, epochs=3, setting=label.format(number + 1))) for number in range(count)]
+    return SimpleNamespace(**{name: pd.concat([part[name] for part in parts]) for name in parts[0]})
+
+
+PANELS = {
+    "accuracy": lambda tables: plot_accuracy_curves(tables.metrics, tables.stops),
+    "memorisation": lambda tables: plot_memorisation(tables.memorised),
+    "weights": lambda tables: plot_weights_against_loss(tables.weights)[0],
+}
+
+
+@pytest.mark.parametrize("draw", PANELS.values(), ids=PANELS.keys())
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("dpi", [72, 200])
+def test_long_titles_reach_neither_each_other_nor_over_the_edge_of_the_page(draw, count, dpi, tables):
+    panels = draw(several_settings(tables, count))
+    figure = figure_of(panels)
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [ax.title.get_window_extent(canvas.get_renderer()) for ax in panels]
+    for number, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert not any(box.overlaps(ax.bbox) for ax in panels)
+    assert all("weight_decay=0.0001" in " ".join(ax.get_title().split()) for ax in panels[:1])  # nothing is left out
+
+
+def test_a_title_of_one_word_wider_than_its_panel_is_broken_within_the_word(tables):
+    word = "name=" + "w" * 60
+    (panel,) = plot_accuracy_curves(pd.concat([tables(("sgd",), 1, 3, setting=word).metrics]).assign(method=word))
+    figure_of(panel).canvas.draw()
+    assert panel.get_title().replace("\n", "") == word
+    assert panel.title.get_window_extent().width <= panel.bbox.width
+
+
+def test_a_title_that_fits_stays_on_its_line_and_the_page_keeps_its_size(tables):
+    two = plot_accuracy_curves(tables(("sgd", "reg-sgd")).metrics)
+    assert [ax.get_title() for ax in two] == ["SGD", "Regularised SGD"]
+    one = plot_accuracy_curves(tables(("sgd", "1-sam")).metrics)
+    assert figure_of(one).get_figheight() == figure_of(two).get_figheight()
 
 
 def test_direct_labels_do_not_overlap_even_where_lines_end_together(tables):
