@@ -18,16 +18,18 @@ COLUMNS = ["method", "try", "tried", "validation_accuracy", "best_epoch", "at_ch
 
 
 def at_chance(run: Run) -> bool:
-    r"""Say whether a run has learnt nothing that shows: its validation accuracy never exceeded chance by two standard errors.
+    r"""Say whether a run has learnt nothing that shows: its validation accuracy never stayed above chance.
 
-    With $K$ classes and $n$ validation examples the bound is $p + 2\sqrt{p(1-p)/n}$, $p = 1/K$, and it is the highest of all
-    evaluations that is held against it. A perturbation too large for the network keeps it there for the whole of training.
+    With $K$ classes and $n$ validation examples the bound is $p + 2\sqrt{p(1-p)/n}$, $p = 1/K$. Two successive evaluations
+    after the start have to lie above it: of many evaluations of a network that knows nothing, one lies above it by luck. Where
+    training was evaluated only once, that one has to. A perturbation too large for the network keeps it at chance for the whole
+    of training.
 
     Args:
         run: A run with a validation split; its labels are as noisy as the training labels.
 
     Returns:
-        True if no evaluation was above the bound.
+        True if no two successive evaluations were above the bound.
 
     Raises:
         InputError: The run has no validation accuracy, or does not say how many classes there are.
@@ -44,8 +46,8 @@ def at_chance(run: Run) -> bool:
         True
     """
     metrics = run.metrics
-    own = metrics[(metrics["split"] == "val") & (metrics["group"] == "all")]
-    accuracy = own.loc[own["metric"] == "accuracy", "value"].dropna()
+    own = metrics[(metrics["split"] == "val") & (metrics["group"] == "all")].sort_values("step", kind="stable")
+    accuracy = own[own["metric"] == "accuracy"].dropna(subset="value")
     classes = run.manifest["data"].get("classes")
     if accuracy.empty or not isinstance(classes, int) or classes < 2:
         raise InputError(
@@ -55,7 +57,10 @@ def at_chance(run: Run) -> bool:
         )
     count = float(own.loc[own["metric"] == "count", "value"].iloc[-1])
     chance = 1 / classes
-    return bool(accuracy.max() <= chance + 2 * math.sqrt(chance * (1 - chance) / count))
+    trained = accuracy[accuracy["step"] > 0]  # before the first step there is nothing to judge
+    bound = chance + 2 * math.sqrt(chance * (1 - chance) / count)
+    above = (trained if len(trained) else accuracy)["value"].to_numpy(float) > bound
+    return not bool(above.any() if len(above) == 1 else (above[:-1] & above[1:]).any())
 
 
 def chosen_by_validation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,23 +48,41 @@ def write_run(folder: Path, validation: list[float], *, test: float = 0.1, count
     return folder
 
 
-# Chance among ten classes is 0.1; with 100 validation examples two standard errors are 0.06.
+# Chance among ten classes is 0.1; with 100 validation examples two standard errors are 0.06. The first value is that at step 0.
 @pytest.mark.parametrize(
     ("validation", "flagged"),
     [
         ([0.1, 0.1, 0.1], True),
-        ([0.0, 0.15, 0.159], True),  # never above 0.16
-        ([0.1, 0.17, 0.1], False),  # once is enough: later collapse is another thing
+        ([0.0, 0.15, 0.159, 0.159], True),  # never above 0.16
+        ([0.1, 0.3, 0.1, 0.1], True),  # lucky once
+        ([0.1, 0.3, 0.1, 0.3], True),  # lucky twice, but not in succession
+        ([0.3, 0.3, 0.1, 0.1], True),  # one of the two is that of the untrained network
+        ([0.1, 0.17, 0.17, 0.1], False),  # later collapse is another thing
+        ([0.1, 0.1, 0.17, 0.17], False),
+        ([0.1, 0.17, math.nan, 0.17], False),  # what was not measured comes between nothing
+        ([0.1, 0.17], False),  # training was evaluated only once
+        ([0.17, 0.1], True),
         ([0.161], False),
+        ([0.159], True),
         ([math.nan, 0.12], True),
     ],
 )
-def test_a_run_is_at_chance_when_it_never_was_above_it_by_two_standard_errors(tmp_path, validation, flagged):
+def test_a_run_is_at_chance_unless_two_successive_evaluations_exceed_it_by_two_standard_errors(tmp_path, validation, flagged):
     assert at_chance(open_run(write_run(tmp_path / "run", validation, test=0.9))) is flagged
 
 
+def test_of_runs_that_know_nothing_nearly_all_are_at_chance_however_often_they_are_evaluated(tmp_path):
+    rng = np.random.default_rng(0)
+    flags = []
+    for number in range(40):
+        lucky = rng.binomial(100, 0.1, size=60) / 100  # 60 evaluations of guessing on 100 examples
+        flags.append(at_chance(open_run(write_run(tmp_path / str(number), [float(value) for value in lucky]))))
+    # P(Binomial(100, 0.1) > 16) = 0.0206; of 59 pairs of successive evaluations 0.025 are expected to lie above: a run in 40.
+    assert sum(flags) >= 36
+
+
 def test_what_is_chance_depends_on_the_number_of_validation_examples(tmp_path):
-    few, many = (write_run(tmp_path / str(count), [0.14], count=count) for count in (100, 1000))
+    few, many = (write_run(tmp_path / str(count), [0.14, 0.14, 0.14], count=count) for count in (100, 1000))
     assert at_chance(open_run(few))
     assert not at_chance(open_run(many))
 
