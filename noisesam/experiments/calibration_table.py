@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -62,8 +63,15 @@ class Calibration:
             if choice is None
             else f"{place} holds a {what} that was made for another setting, grid or other tuning seeds",
             expected="one made for what the sweep states now",
-            remedy=f"Run: noisesam sweep {sweep}.toml --calibrate",
+            remedy=f"Run: noisesam sweep {self._file(sweep)} --calibrate",
         )
+
+    def _file(self, sweep: str) -> str:
+        """Return the sweep's file as it is typed: it lies beside the table, which is named from here where it lies below."""
+        file = Path(f"{sweep}.toml") if self.path is None else self.path.with_name(f"{sweep}.toml")
+        if file.is_absolute() and file.is_relative_to(Path.cwd()):
+            file = file.relative_to(Path.cwd())
+        return shlex.quote(file.as_posix())
 
     def with_choices(self, choices: list[Choice]) -> Calibration:
         """Return the table with choices added or replaced."""

@@ -102,7 +102,7 @@ def calibrated(tmp_path_factory) -> Path:
     refused = call(root / "tiny.toml", "--out", root / "out")
     assert refused.exit_code == 2
     assert "holds no choice for '1-sam' in 'tiny'" in words(refused.stderr)
-    assert "remedy: Run: noisesam sweep tiny.toml --calibrate" in words(refused.stderr)
+    assert f"remedy: Run: noisesam sweep {root / 'tiny.toml'} --calibrate" in words(refused.stderr)
     assert not (root / "out").exists()
     for name, flags in (("calibrated", ["--calibrate"]), ("made", [])):
         result = call(root / "tiny.toml", "--out", root / "out", *flags)

@@ -195,9 +195,32 @@ def test_a_choice_is_stale_exactly_when_what_it_depends_on_has_changed(tmp_path,
         with pytest.raises(ConfigurationError) as caught:
             now.options("sam", table)
         assert caught.value.given.startswith("calibration.toml holds a choice for 'sam' in 'tiny' that was made for another")
-        assert caught.value.remedy == "Run: noisesam sweep tiny.toml --calibrate"
+        assert caught.value.remedy == f"Run: noisesam sweep {tmp_path / 'tiny.toml'} --calibrate"
     else:
         assert now.options("sam", table) == {"rho": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("table", "typed"),
+    [
+        (None, "tiny.toml"),
+        ("calibration.toml", "tiny.toml"),
+        ("experiments/calibration.toml", "experiments/tiny.toml"),
+        ("{here}/experiments/calibration.toml", "experiments/tiny.toml"),  # as code that knows the whole path hands it in
+        ("../beside/calibration.toml", "../beside/tiny.toml"),
+        ("{here}/../beside/calibration.toml", "../beside/tiny.toml"),
+        ("my experiments/calibration.toml", "'my experiments/tiny.toml'"),
+    ],
+)
+def test_a_missing_choice_names_the_file_as_it_is_typed_here(tmp_path, monkeypatch, table, typed):
+    here = tmp_path / "checkout"
+    for folder in (here / "experiments", here / "my experiments", tmp_path / "beside"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    path = None if table is None else Path(table.format(here=here))
+    with pytest.raises(ConfigurationError) as caught:
+        (Calibration() if path is None else read_calibration(path)).options("tiny", "sam", "-")
+    assert caught.value.remedy == f"Run: noisesam sweep {typed} --calibrate"
 
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=6)
