@@ -92,7 +92,7 @@ def restore_model(run: Run, step: int | None = None) -> nn.Module:
     Raises:
         RunError: there is no such checkpoint, or it is damaged.
     """
-    config = load_config(run.config, overrides=["training.device=cpu"])
+    config = load_config(run.config, overrides=["training.device=cpu", "training.precision=float32"])
     sizes = run.manifest["data"]
     model = make_model(config, tuple(sizes["input_shape"]), sizes["classes"])
     checkpoint = run.checkpoint(step)

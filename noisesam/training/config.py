@@ -70,6 +70,14 @@ class TrainingConfig:
     dtype: str = "float32"
     threads: int | None = None
     """CPU threads of this run; None leaves torch's own setting."""
+    augmentation: str = "none"
+    """"none", or "crop-flip": every image of a training step is cut at random out of itself with 4 pixels of zeros around, and
+    mirrored with probability 1/2. Every method sees one and the same image in all passes of its step; evaluation, probes and
+    everything else that is tracked at fixed weights see the plain images (`noisesam.training.augmentation`)."""
+    precision: str = "float32"
+    """Arithmetic of the training steps: "float32", "tf32" (products on NVIDIA's tensor cores) or "bfloat16" (torch.autocast).
+    Weights, optimizer and checkpoints keep `dtype`; evaluation and tracking are always computed in it, without TF32
+    (`noisesam.training.precision`)."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from noisesam.training.checkpoint import accelerators, seed_generators
 from noisesam.training.config import Config
 from noisesam.training.load import config_to_dict, load_config
 from noisesam.training.loop import Loop, Progress
+from noisesam.training.precision import deterministic_cudnn, tf32_allowed
 from noisesam.training.preparation import Prepared, prepare
 from noisesam.training.seeding import PURPOSES, seed_for
 from noisesam.training.validation import validate
@@ -34,7 +35,10 @@ def fit(
 
     The run is a function of the configuration: on one machine, with one version of torch and one number of threads, it
     repeats bit for bit on the CPU (all but `step_seconds`), also when it was killed and resumed in between, also with another
-    tracking section. Torch's global generators and thread count are afterwards as before.
+    tracking section. Torch's global generators, thread count and precision settings are afterwards as before.
+
+    `training.augmentation` and `training.precision` are of the training steps alone: evaluation and tracking see plain images
+    in `training.dtype`. The exception are the gradient norms that come with the steps (`visited_gradient_norm`).
 
     Args:
         config: a `Config`, a nested mapping, or the path of a TOML file.
@@ -120,7 +124,11 @@ def _create(path: Path, prepared: Prepared, plain: dict[str, Any], data_file: Pa
     return RunWriter.create(
         path,
         config=plain,
-        seeds={purpose: seed_for(prepared.config.seed, purpose) for purpose in PURPOSES},
+        seeds={
+            purpose: seed_for(prepared.config.seed, purpose)
+            for purpose in PURPOSES
+            if purpose != "augmentation" or prepared.augmentation is not None
+        },
         noise=None if noise is None else noise.to_dict(),
         data=sizes,
         data_file=data_file,
@@ -148,10 +156,13 @@ def _verdict(writer: RunWriter) -> Iterator[None]:
 def _surroundings(prepared: Prepared) -> Iterator[None]:
     """Give the run its generators and threads, and the caller theirs back."""
     threads, devices = torch.get_num_threads(), accelerators(prepared.model)
-    cudnn = (
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True) if devices else contextlib.nullcontext()
-    )
-    with torch.random.fork_rng(devices=[device.index or 0 for device in devices]), cudnn, torch.enable_grad():
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(torch.random.fork_rng(devices=[device.index or 0 for device in devices]))
+        settings.enter_context(torch.enable_grad())
+        if devices:
+            settings.enter_context(deterministic_cudnn())
+            # What is measured is measured alike, whatever the steps are computed in.
+            settings.enter_context(tf32_allowed(False))
         try:
             if prepared.config.training.threads is not None:
                 torch.set_num_threads(prepared.config.training.threads)

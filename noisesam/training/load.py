@@ -21,6 +21,9 @@ _SECTIONS: dict[str, Any] = {
 _OPEN = {"method": "hyperparameters"}
 """Sections whose unknown keys are gathered in one field: in TOML the hyper-parameters stand flat beside the method's name."""
 
+_LATER = {("training", "augmentation"), ("training", "precision")}
+"""Fields that came after runs had been made: left out where they hold their default, so that those runs keep their hash."""
+
 _SYNONYMS = {
     "learning_rate": "lr",
     "learningrate": "lr",
@@ -77,7 +80,8 @@ def config_to_dict(config: Config) -> dict[str, Any]:
         config: the configuration.
 
     Returns:
-        A dictionary of sections; `load_config(config_to_dict(config)) == config`.
+        A dictionary of sections; `load_config(config_to_dict(config)) == config`. `training.augmentation` and
+        `training.precision` are part of it where they are not their defaults: a configuration without them keeps its hash.
 
     Example:
         >>> config_to_dict(load_config({"method": {"name": "sam", "rho": 0.05}}))["method"]
@@ -92,7 +96,11 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 
 def _section_to_dict(section: str, value: Any) -> dict[str, Any]:
     """Return one section, its open field laid flat."""
-    result = {field.name: _copied(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    result = {
+        field.name: _copied(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if (section, field.name) not in _LATER or getattr(value, field.name) != field.default
+    }
     if section in _OPEN:
         extra = result.pop(_OPEN[section])
         for key in extra:

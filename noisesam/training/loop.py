@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
 from noisesam.errors import NoisesamError, RunError
 from noisesam.runs import RunWriter, tables
@@ -82,9 +81,7 @@ class Loop:
         prepared, order = self.prepared, self.prepared.order
         if self.step > 0 and self.step % order.steps_per_epoch == 0:
             prepared.method.start_epoch(order.epoch_of(self.step))
-        train = prepared.splits.train
-        rows = torch.from_numpy(order.batch(self.step)).to(train.labels.device)
-        inputs, labels, index = train.inputs[rows], train.labels[rows], train.index[rows]
+        batch = prepared.batch(self.step)
         settings = self.config.optimizer
         rate = learning_rate(settings.schedule, settings.lr, self.step, prepared.total_steps)
         for group in prepared.optimizer.param_groups:
@@ -92,15 +89,15 @@ class Loop:
         begin = time.perf_counter()
         prepared.optimizer.zero_grad()
         try:
-            result = prepared.method.backward(inputs, labels, index=index)
+            with prepared.arithmetic():
+                result = prepared.method.backward(batch.inputs, batch.labels, index=batch.index)
         except FloatingPointError as error:
             raise self._diverged(str(error)) from error
         # A method raises itself; one that evaluates only some rows may meet the others later.
         if bool(result.evaluated.any()) and not math.isfinite(float(result.loss)):
             raise self._diverged(f"The loss of a batch is {float(result.loss)}")
         prepared.optimizer.step()
-        noisy = None if train.is_noisy is None else train.is_noisy[rows]
-        self._meter.add(result, len(rows), time.perf_counter() - begin, noisy)
+        self._meter.add(result, len(batch.labels), time.perf_counter() - begin, batch.noisy)
         self.step += 1
 
     def _after_step(self) -> None:

@@ -16,7 +16,8 @@ class StepMeter:
     Passes are counted in batches: examples summed over model evaluations (or reverse passes), divided by the batch size.
     The time is a mean too: a method that makes its second pass every k-th step has a median that never sees it.
     Where a step returns per-example gradient norms (1-SAM, L-SAM and J-SAM always do, SGD with gradient_norms=True), their
-    mean over the visits is kept by group: every example at the weights at which it was visited, at no further pass.
+    mean over the visits is kept by group: every example at the weights at which it was visited, as it was shown and in the
+    precision of the step, at no further pass.
     """
 
     def __init__(self) -> None:

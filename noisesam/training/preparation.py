@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from noisesam.data import NoisyDataset, add_label_noise, load, standardise
 from noisesam.data.loading import own_path
 from noisesam.data.validation import MissingSplitError
 from noisesam.errors import ConfigurationError
+from noisesam.training.augmentation import CropFlip, refuse_no_images
 from noisesam.training.batches import BatchOrder
 from noisesam.training.config import Config, OptimizerConfig
+from noisesam.training.precision import refuse_missing_precision, step_arithmetic
 from noisesam.training.seeding import seed_for
 
 
@@ -38,6 +41,17 @@ class Splits:
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
 
+class StepBatch(NamedTuple):
+    """What one training step is taken on."""
+
+    inputs: Tensor
+    """As this epoch shows them: augmented where the configuration says so."""
+    labels: Tensor
+    index: Tensor
+    noisy: Tensor | None
+    """Which labels are wrong, None where the true ones are unknown."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Everything that a run needs before its first step."""
@@ -48,6 +62,37 @@ class Prepared:
     method: Any
     optimizer: torch.optim.Optimizer
     order: BatchOrder
+    augmentation: CropFlip | None = None
+
+    def batch(self, step: int) -> StepBatch:
+        """Return what a step is taken on, a function of the configuration and the step alone.
+
+        Args:
+            step: Step, counted from 0 over the whole run.
+
+        Returns:
+            The examples on the device of the training set. All passes that a method makes in this step are made on it.
+
+        Example:
+            >>> from noisesam.training import load_config
+            >>> prepared = prepare(load_config({"data": {"train_size": 10}, "training": {"augmentation": "crop-flip"}}))
+            >>> batch, plain = prepared.batch(0), prepared.splits.train
+            >>> rows = prepared.order.batch(0)
+            >>> torch.equal(batch.index, plain.index[rows]), torch.equal(batch.inputs, plain.inputs[rows])
+            (True, False)
+        """
+        train = self.splits.train
+        rows = torch.from_numpy(self.order.batch(step)).to(train.labels.device)
+        inputs = train.inputs[rows]
+        if self.augmentation is not None:
+            inputs = self.augmentation(inputs, rows, self.order.epoch_of(step))
+        return StepBatch(
+            inputs, train.labels[rows], train.index[rows], None if train.is_noisy is None else train.is_noisy[rows]
+        )
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """Return the block in which a step's gradient is computed: `training.precision`, see `step_arithmetic`."""
+        return step_arithmetic(self.config.training.precision, self.splits.train.inputs.device)
 
     @property
     def total_steps(self) -> int:
@@ -66,7 +111,8 @@ def prepare(config: Config, *, data_root: str | Path | None = None) -> Prepared:
         What `fit` trains; equal configurations give equal weights, labels and batches.
 
     Raises:
-        ConfigurationError: sizes that the data set does not have, or a device that this machine does not have.
+        ConfigurationError: sizes that the data set does not have, a device or a precision that this machine does not have, or
+            an augmentation of what is no image.
         InputError: what data, models or methods refuse.
 
     Example:
@@ -76,6 +122,10 @@ def prepare(config: Config, *, data_root: str | Path | None = None) -> Prepared:
         (80, 20, 3)
     """
     splits = prepare_data(config, data_root=data_root)
+    augmentation = None
+    if config.training.augmentation != "none":
+        refuse_no_images(splits.train)
+        augmentation = CropFlip(splits.train.index, seed_for(config.seed, "augmentation"))
     model = make_model(config, tuple(splits.train.inputs.shape[1:]), splits.train.num_classes)
     return Prepared(
         config=config,
@@ -84,6 +134,7 @@ def prepare(config: Config, *, data_root: str | Path | None = None) -> Prepared:
         method=_make_method(config, model),
         optimizer=_make_optimizer(config.optimizer, model),
         order=BatchOrder(len(splits.train), config.training.batch_size, seed_for(config.seed, "batching")),
+        augmentation=augmentation,
     )
 
 
@@ -110,7 +161,8 @@ def prepare_data(config: Config, *, data_root: str | Path | None = None) -> Spli
         (1000, 200, 480)
     """
     data, noise = config.data, config.noise
-    name = data.name
+    name, device = data.name, _device(config.training.device)
+    refuse_missing_precision(config.training.precision, device)
     train = _first(load(name, split="train", root=data_root), data.train_size, config.seed, "data.train_size")
     test = _test(config, data_root)
     if noise.kind != "none":
@@ -129,7 +181,6 @@ def prepare_data(config: Config, *, data_root: str | Path | None = None) -> Spli
     if data.standardise:
         present = dict(zip(present, standardise(*present.values()), strict=True))
     dtype = getattr(torch, config.training.dtype)
-    device = _device(config.training.device)
     present = {split: dataset.to(device=device, dtype=dtype) for split, dataset in present.items()}
     train = present["train"]
     probe_size = min(config.tracking.probe_size, len(train))

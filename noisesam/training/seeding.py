@@ -8,9 +8,10 @@ import numpy as np
 
 from noisesam.errors import InputError, unknown_name
 
-PURPOSES = ("data", "validation", "noise", "init", "batching", "method", "dropout", "probe")
+PURPOSES = ("data", "validation", "noise", "init", "batching", "method", "dropout", "probe", "augmentation")
 """data: subsets of the data set; validation: the hold-out; noise: the label noise; init: the weights; batching: the order of
-the examples; method: the method's own draws; dropout: torch's generator during the run; probe: the tracked examples."""
+the examples; method: the method's own draws; dropout: torch's generator during the run; probe: the tracked examples;
+augmentation: crops and flips."""
 
 
 def seed_for(root_seed: int, purpose: str) -> int:

@@ -13,6 +13,8 @@ from noisesam.training.config import Config
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "float64")
+AUGMENTATIONS = ("none", "crop-flip")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 HUMAN_SOURCES = ("aggregate", "random1", "random2", "random3", "worst", "noisy")
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
@@ -55,6 +57,8 @@ _CHOICES = {
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "training.dtype": DTYPES,
+    "training.augmentation": AUGMENTATIONS,
+    "training.precision": PRECISIONS,
 }
 
 
@@ -85,7 +89,7 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _check_pairs(config: Config) -> None:
     """Refuse two values that contradict each other: each would otherwise be ignored in silence."""
-    data, noise, optimizer = config.data, config.noise, config.optimizer
+    data, noise, optimizer, training = config.data, config.noise, config.optimizer, config.training
     if data.train_size is not None and data.validation_size >= data.train_size:
         raise ConfigurationError(
             f"data.validation_size = {data.validation_size} with data.train_size = {data.train_size}",
@@ -111,6 +115,23 @@ def _check_pairs(config: Config) -> None:
         )
     if optimizer.nesterov and not optimizer.momentum:
         raise ConfigurationError("optimizer.nesterov = true with optimizer.momentum = 0.0", expected="a momentum above 0")
+    if training.precision == "tf32" and not training.device.startswith("cuda"):
+        raise missing_tf32(training.device)
+    if training.precision != "float32" and training.dtype != "float32":
+        raise ConfigurationError(
+            f'training.precision = "{training.precision}" with training.dtype = "{training.dtype}"',
+            expected='training.dtype = "float32": float64 is computed in float64 whatever the precision says',
+            remedy="Leave one of the two out.",
+        )
+
+
+def missing_tf32(device: str) -> ConfigurationError:
+    """Build the error for TF32 on a device that has none."""
+    return ConfigurationError(
+        f'training.precision = "tf32" with training.device = "{device}"',
+        expected="an NVIDIA device of compute capability 8.0 or above: TF32 is an arithmetic of its tensor cores",
+        remedy='Use training.precision = "float32", or such a device with training.device = "cuda".',
+    )
 
 
 def _value(config: Config, key: str) -> Any:
