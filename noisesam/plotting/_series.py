@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from noisesam.errors import InputError, unknown_name
 from noisesam.plotting.style import METHOD_STYLES, Look, method_style
 
 BANDS = ("sd", "interval")
+_ORDER = {name: position for position, name in enumerate(METHOD_STYLES)}
+_NUMBER = re.compile(r"(?<![\w.])([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)")
 MARKS = 7  # markers along a line: enough to tell lines apart in print, few enough to see the line
 
 
@@ -51,17 +54,59 @@ def nothing_to_draw(what: str, remedy: str) -> InputError:
 
 def groups(table: pd.DataFrame) -> list[Group]:
     """Split a table by method and setting, in the fixed order of the methods; settings are named where there are several."""
-    order = {name: position for position, name in enumerate(METHOD_STYLES)}
-    names = sorted(table["method"].unique(), key=lambda name: (order.get(name, len(order)), name))
-    found: list[Group] = []
-    for name in names:
-        rows = table[table["method"] == name]
-        settings = list(dict.fromkeys(rows["setting"])) if "setting" in rows.columns else [None]
-        for variant, setting in enumerate(settings):
-            look = method_style(name, variant)
-            label = look.label if len(settings) == 1 or not setting else f"{look.label} ({setting})"
-            found.append(Group(name, label, look, rows if setting is None else rows[rows["setting"] == setting]))
-    return found
+    return groups_alike(table)[0]
+
+
+def groups_alike(*tables: pd.DataFrame) -> list[list[Group]]:
+    """Split the tables of one figure: lines of one label look alike in all of its panels, lines of two labels in none.
+
+    A method without a setting has its own look; its settings have further ones, in the order of their values.
+    """
+    split: list[list[tuple[str, str, pd.DataFrame]]] = []
+    for table in tables:
+        split.append([])
+        for name in sorted(table["method"].unique(), key=_place):
+            rows = table[table["method"] == name]
+            settings = (
+                sorted(rows["setting"].unique(), key=lambda value: _by_value(str(value)))
+                if "setting" in rows.columns
+                else [None]
+            )
+            for setting in settings:
+                label = "" if len(settings) == 1 or not setting else str(setting)
+                split[-1].append((name, label, rows if setting is None else rows[rows["setting"] == setting]))
+    labels: dict[str, set[str]] = {}
+    for name, label, _ in (line for lines in split for line in lines):
+        labels.setdefault(name, set()).add(label)
+    looks = {
+        (name, label): method_style(name, variant)
+        for name, found in labels.items()
+        for variant, label in enumerate(sorted(found, key=_by_value))
+    }
+    return [[Group(name, _called(name, label), looks[name, label], rows) for name, label, rows in lines] for lines in split]
+
+
+def in_order(found: Iterable[Group]) -> list[str]:
+    """Return the labels in the order of a legend: by method, and those of a method by the values of their settings."""
+    return list(
+        dict.fromkeys(group.label for group in sorted(found, key=lambda one: (_place(one.method), _by_value(one.label))))
+    )
+
+
+def _called(name: str, setting: str) -> str:
+    label = method_style(name).label
+    return f"{label} ({setting})" if setting else label
+
+
+def _place(method: str) -> tuple[int, str]:
+    """Return the place of a method in the fixed order, those of the user's own behind."""
+    return (_ORDER.get(method, len(_ORDER)), method)
+
+
+def _by_value(setting: str) -> list[tuple[int, float, str]]:
+    """Order texts by the numbers in them: rho=0.05, rho=0.1, rho=1e3."""
+    parts = _NUMBER.split(setting)
+    return [(0, float(part), "") if position % 2 else (1, 0.0, part) for position, part in enumerate(parts)]
 
 
 def over_seeds(table: pd.DataFrame, x: str, y: str, band: str = "sd") -> pd.DataFrame:

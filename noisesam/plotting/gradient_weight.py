@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 
 from noisesam.errors import unknown_name
 from noisesam.plotting._layout import AxesLike, legend, panels, wrap_titles
-from noisesam.plotting._series import Group, band_note, check, draw_line, groups, nothing_to_draw, over_seeds
-from noisesam.plotting.style import METHOD_STYLES, method_style, style
+from noisesam.plotting._series import band_note, check, draw_line, groups_alike, in_order, nothing_to_draw, over_seeds
+from noisesam.plotting.style import method_style, style
 
 _SOURCE = "the table of noisesam.analysis.gradient_weight(runs) or gradient_weight_at_equal_weights(runs)"
 _NEEDS = "It needs runs with label noise, known true labels and a probe set."
@@ -54,22 +54,21 @@ def plot_gradient_weight(
     """
     if scale not in _SCALES:
         raise unknown_name("scale", scale, _SCALES)
-    drawn: list[tuple[str, list[Group]]] = []
+    tables: dict[str, pd.DataFrame] = {}
     if at_equal_weights is not None:
         check(at_equal_weights, (*_COLUMNS, "rule"), source=_SOURCE, needs=_NEEDS)
         baseline = " and ".join(method_style(name).label for name in at_equal_weights["method"].unique())
-        drawn.append(
-            (f"at equal weights: those of {baseline}", _groups(at_equal_weights.assign(method=at_equal_weights["rule"])))
-        )
+        tables[f"at equal weights: those of {baseline}"] = _measured(at_equal_weights.assign(method=at_equal_weights["rule"]))
     if on_path is not None:
-        drawn.append(("on each method's own path", _groups(on_path)))
-    if not drawn:
+        tables["on each method's own path"] = _measured(on_path)
+    if not tables:
         raise nothing_to_draw("gradient weights (both tables are None)", f"Pass {_SOURCE}.")
+    drawn = groups_alike(*tables.values())
     with style():
-        axes, own = panels(ax, len(drawn), columns=2, width=3.6, height=2.9, sharey=True)
+        axes, own = panels(ax, len(tables), columns=2, width=3.6, height=2.9, sharey=True)
         seeds: list[int] = []
         values: list[float] = []
-        for panel, (title, found) in zip(axes, drawn, strict=True):
+        for panel, title, found in zip(axes, tables, drawn, strict=True):
             panel.axhline(1.0, color="#555555", linewidth=0.8, zorder=1)
             floor = min(_positive(group.table["ratio"]).min() for group in found)
             for shift, group in enumerate(found):
@@ -83,7 +82,7 @@ def plot_gradient_weight(
         if scale == "log" or (scale == "auto" and max(values) > 5 * min(values)):
             for panel in axes:
                 _logarithmic(panel)
-        legend(axes, title=band_note(seeds, band), own=own, order=[look.label for look in METHOD_STYLES.values()])
+        legend(axes, title=band_note(seeds, band), own=own, order=in_order(group for found in drawn for group in found))
         wrap_titles(axes, own=own)
     return axes
 
@@ -93,13 +92,13 @@ def _positive(values: pd.Series) -> pd.Series:
     return values[np.isfinite(values) & (values > 0)]
 
 
-def _groups(table: pd.DataFrame) -> list[Group]:
-    """Check the table and split it by method, without the rows that have no ratio."""
+def _measured(table: pd.DataFrame) -> pd.DataFrame:
+    """Check the table and leave out the rows that have no ratio."""
     check(table, _COLUMNS, source=_SOURCE, needs=_NEEDS)
-    found = groups(table.loc[_positive(table["ratio"]).index])
-    if not found:
+    measured = table[np.isfinite(table["ratio"]) & (table["ratio"] > 0)]
+    if measured.empty:
         raise nothing_to_draw("clean/noisy ratio", _NEEDS)
-    return found
+    return measured
 
 
 def _logarithmic(ax: Axes) -> None:

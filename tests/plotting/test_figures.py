@@ -260,6 +260,44 @@ def test_settings_of_one_method_are_lines_of_their_own(tables):
     assert first.get_marker() == second.get_marker()
 
 
+def look(drawn) -> tuple:
+    return drawn.get_color(), str(drawn._dash_pattern), drawn.get_marker()
+
+
+LINES = {
+    "test accuracy": lambda tables: plot_test_accuracy(tables.metrics, labels="legend"),
+    "gradient weight": lambda tables: plot_gradient_weight(tables.path, tables.equal),
+    "norms": lambda tables: plot_norms(tables.norms),
+}
+
+
+@pytest.mark.parametrize("draw", LINES.values(), ids=LINES.keys())
+def test_lines_of_one_label_look_alike_and_lines_of_two_do_not(draw, tables):
+    every = [vars(tables(("1-sam",), 1, 3, setting=f"rho={rho}")) for rho in ("0.2", "0.05", "0.1", "1e-3", "10")]
+    every.append(vars(tables(("sgd",), 1, 3)))  # of which the rules at equal weights are SGD, 1-SAM and J-SAM themselves
+    merged = SimpleNamespace(**{name: pd.concat([one[name] for one in every]) for name in every[0]})
+    merged.equal = merged.equal[merged.equal["method"] == "sgd"]
+    figure = figure_of(draw(merged))
+    looks: dict[str, set] = {}
+    for drawn in (drawn for ax in figure.axes for drawn in ax.lines if not drawn.get_label().startswith("_")):
+        looks.setdefault(drawn.get_label(), set()).add(look(drawn))
+    assert all(len(found) == 1 for found in looks.values())
+    assert len(set.union(*looks.values())) == len(looks)
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    settings = [f"1-SAM (rho={rho})" for rho in ("1e-3", "0.05", "0.1", "0.2", "10")]  # by value, not by place in the table
+    both = "1-SAM" in looks  # at equal weights: without a setting of its own
+    assert named == ["SGD", *["1-SAM"] * both, *settings, *["J-SAM"] * both]
+    handles = dict(zip(named, legend.legend_handles, strict=True))
+    assert all({look(handles[label])} == looks[label] for label in named)
+
+
+def test_what_a_row_of_a_table_is_called_does_not_make_it_two(tables):
+    both = pd.concat([tables(("sgd",), 1).path, tables(("1-sam",), 1).path])  # the index holds every number twice
+    (ax,) = plot_gradient_weight(both)
+    assert figure_of(ax).legends[0].get_title().get_text() == "1 seed"
+
+
 def test_gradient_weight_draws_rules_at_equal_weights_and_methods_on_their_path(tables):
     whole = tables()
     equal, path = plot_gradient_weight(whole.path, whole.equal, scale="linear")
