@@ -13,7 +13,8 @@ import typer
 from noisesam.cli.console import say
 from noisesam.cli.methods import short_reference
 from noisesam.cli.report import mean_and_sd, short
-from noisesam.errors import InputError, RunError
+from noisesam.errors import RunError
+from noisesam.markdown import markdown_table, replaced
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,35 +62,6 @@ def readme(
         )
     file.write_text(text, encoding="utf-8")
     say(f"{file} rewritten: methods-table, scoreboard-table" + (", demo-table" if runs is not None else ""))
-
-
-def replaced(text: str, section: str, content: str) -> str:
-    """Put content between the comments that delimit a section.
-
-    Example:
-        >>> print(replaced("<!-- a -->old<!-- /a -->", "a", "new"))
-        <!-- a -->
-        new
-        <!-- /a -->
-    """
-    pattern = re.compile(rf"<!-- {re.escape(section)} -->.*?<!-- /{re.escape(section)} -->", re.DOTALL)
-    if not pattern.search(text):
-        raise InputError(f"The file has no section {section}", expected=f"<!-- {section} --> and <!-- /{section} -->")
-    return pattern.sub(lambda _: f"<!-- {section} -->\n{content}\n<!-- /{section} -->", text)
-
-
-def markdown_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    r"""Lay out a Markdown table; a bar in a cell is escaped.
-
-    Example:
-        >>> print(markdown_table(("a", "b"), [("||g||", "1")]))
-        | a | b |
-        |---|---|
-        | \|\|g\|\| | 1 |
-    """
-    lines = [columns, *((cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows)]
-    text = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "---|" * len(columns), *text[1:]])
 
 
 def linked(reference: str) -> str:

@@ -8,6 +8,9 @@ method is fixed in `noisesam.plotting.style`, whose `style()` lends it to figure
 from __future__ import annotations
 
 from noisesam.plotting.accuracy import plot_accuracy_curves, plot_test_accuracy
+from noisesam.plotting.controls import plot_control_advantage, plot_control_step_length
+from noisesam.plotting.controls_dots import plot_control_losses, plot_control_matched
+from noisesam.plotting.controls_grid import plot_control_regulariser
 from noisesam.plotting.drawing import Drawn, DrawnFigures, draw_all
 from noisesam.plotting.gradient_weight import plot_gradient_weight
 from noisesam.plotting.memorisation import plot_memorisation
@@ -30,6 +33,11 @@ __all__ = [
     "draw_all",
     "method_style",
     "plot_accuracy_curves",
+    "plot_control_advantage",
+    "plot_control_losses",
+    "plot_control_matched",
+    "plot_control_regulariser",
+    "plot_control_step_length",
     "plot_gradient_weight",
     "plot_memorisation",
     "plot_norms",

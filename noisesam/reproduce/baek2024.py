@@ -11,6 +11,8 @@ import pandas as pd
 from noisesam.analysis import paired_differences, summary
 from noisesam.errors import RunError
 from noisesam.reproduce.claims import comparisons, judge, verdicts
+from noisesam.reproduce.controls import CLAIMED, ControlTables, judge_control, together
+from noisesam.reproduce.controls_runs import read_control
 from noisesam.reproduce.evidence import MAIN, Evidence
 from noisesam.reproduce.evidence_runs import evidence_of
 from noisesam.reproduce.findings import FITTED
@@ -33,6 +35,7 @@ class Findings:
         runs: Setting -> variant -> runs.
         fitted: Setting -> share of the wrong labels that SGD fits at the last epoch, mean over seeds.
         toy: The tables of the toy, for its figures.
+        controls: The tables of the controls.
     """
 
     scale: Scale
@@ -43,6 +46,7 @@ class Findings:
     runs: dict[str, dict[str, RunCollection]] = field(default_factory=dict)
     fitted: dict[str, float] = field(default_factory=dict)
     toy: Any = None
+    controls: ControlTables | None = None
 
     @property
     def shows_nothing(self) -> list[str]:
@@ -89,6 +93,60 @@ def find(scale: Scale, settings: Sequence[Setting]) -> Findings:
         runs=runs,
         fitted={name: fitted_by_sgd(variants[MAIN]) for name, variants in runs.items()},
     )
+
+
+def find_controls(scale: Scale, settings: Sequence[Setting]) -> Findings:
+    """Read the runs of the controls, check their manifests, and judge each by the rule of its sweep file.
+
+    The claims that a control's runs test as well are judged by their own rules; the other claims have no row.
+
+    Args:
+        scale: The scale of the controls.
+        settings: The controls, whose runs are made; runs that diverged are left out of everything and named.
+
+    Returns:
+        The controls' tables, the claims, and the manifests.
+
+    Raises:
+        RunError: A run is missing or damaged, or a manifest contradicts what was asked for.
+    """
+    manifests, judged, evidence, about = [], [], [], []
+    for setting in settings:
+        runs = _opened(setting)[MAIN]
+        finished = runs.filter(status="finished")
+        manifests += check_manifests(finished)
+        judged.append(judge_control(read_control(setting.name, runs)))
+        about.append(settings_table([setting], {setting.name: {MAIN: finished}})[[*_ABOUT_CONTROLS]])
+        if setting.name in CLAIMED:
+            evidence.append(evidence_of(finished, setting=setting.name))
+    claims, compared = (_claimed(table) for table in (judge(evidence), comparisons(evidence)))
+    controls = together(judged)
+    tables = {
+        "controls": controls.verdicts,
+        "advantages": controls.advantages,
+        "points": controls.points,
+        "settings": pd.concat(about, ignore_index=True),
+        "comparisons": compared,
+    }
+    return Findings(scale, claims, verdicts(claims), tables, manifests=tuple(manifests), controls=controls)
+
+
+def _claimed(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of a claim in the control that tests it."""
+    kept = table["claim"] == table["setting"].map(CLAIMED)
+    return table[kept].reset_index(drop=True)
+
+
+_ABOUT_CONTROLS = (
+    "experiment",
+    "title",
+    "expectation",
+    "decision",
+    "seeds",
+    "runs",
+    "realised_rate_lowest",
+    "realised_rate_highest",
+)
 
 
 def fitted_by_sgd(runs: RunCollection) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import numpy as np
 import pandas as pd
 
 from noisesam.errors import InputError
+from noisesam.markdown import markdown_table, with_section
 from noisesam.reproduce.baek2024 import Findings
+from noisesam.reproduce.controls import ControlTables
 from noisesam.reproduce.evidence import MAIN
 from noisesam.reproduce.settings import PAPER
 from noisesam.runs import RunCollection
@@ -123,7 +126,13 @@ def _draw(findings: Findings, folder: Path) -> tuple[dict[Path, tuple[str, tuple
     skipped: dict[str, str] = {}
     if findings.toy is not None:
         for name, (draw, claims) in toy_figures().items():
-            drawn[_save_toy(draw, findings.toy, folder / name)] = ("toy", claims)
+            drawn[_save(draw, findings.toy, folder / name)] = ("toy", claims)
+    if findings.controls is not None:
+        for name, (draw, claims) in control_figures().items():
+            try:
+                drawn[_save(draw, findings.controls, folder / name)] = (name, claims)
+            except InputError as reason:
+                skipped[name] = str(reason)
     for setting, variants in findings.runs.items():
         figures = draw_all(variants[MAIN], folder / setting)
         drawn |= {figure.png: (setting, FIGURE_CLAIMS.get(figure.name, ())) for figure in figures}
@@ -138,8 +147,10 @@ def section(findings: Findings, written: Written, command: str) -> str:
         f"## `{command}`",
         f"Scale `{findings.scale.name}`: {findings.scale.title}. Written by the command; the verdicts follow from the runs by "
         "the rules in `docs/claims.md`.",
-        _markdown(("claim", "statement", "verdict"), _verdict_rows(findings.verdicts)),
+        markdown_table(("claim", "statement", "verdict"), _verdict_rows(findings.verdicts)),
     ]
+    if findings.controls is not None:
+        parts += control_parts(findings.controls.verdicts)
     if findings.shows_nothing:
         names = ", ".join(findings.shows_nothing)
         parts.append(f"In {names} SGD came to fit less than half of the wrong labels: these settings show little.")
@@ -152,13 +163,36 @@ def section(findings: Findings, written: Written, command: str) -> str:
         )
         for png, (setting, claims) in written.figures.items()
     ]
-    parts.append(_markdown(("figure", "claims", "verdicts", "runs"), figures))
+    parts.append(markdown_table(("figure", "claims", "verdicts", "runs"), figures))
     tables = ", ".join(f"[`{path.name}`]({path.name})" for path in written.tables.values())
     manifests = f", [`{written.stem}-manifests.json`]({written.stem}-manifests.json)" if findings.manifests else ""
     parts.append(f"Tables: {tables}{manifests}. Every figure lies there as PNG and PDF with its numbers as CSV.")
+    if findings.controls is not None:
+        parts.append(f"The ids of all {len(findings.manifests)} runs are in the manifests.")
     if findings.runs:
-        parts.append(_markdown(("setting", "variant", "runs", "ids"), _run_rows(findings.runs)))
+        parts.append(markdown_table(("setting", "variant", "runs", "ids"), _run_rows(findings.runs)))
     return "\n\n".join(parts)
+
+
+def control_parts(table: pd.DataFrame) -> list[str]:
+    """Return what every control says, as Markdown: a table over all of them, and how to read it."""
+    rows = [
+        (
+            str(row["control"]),
+            str(row["question"]) + ("" if row["decided_by"] == "rule" else " \\*"),
+            str(row["at"]),
+            str(row["verdict"]),
+            str(row["as_expected"] or "-"),
+            str(row["estimate"]),
+        )
+        for row in table.to_dict("records")
+    ]
+    columns = ("control", "question", "at", "verdict", "as expected", "numbers (95% intervals over seeds)")
+    note = (
+        "The rules stand in `experiments/control-*.toml`, and `docs/controls.md` says how the table is read. "
+        "\\* The rule is silent: what was expected, held against the interval."
+    )
+    return [markdown_table(columns, rows), note]
 
 
 def _verdict_rows(table: pd.DataFrame) -> list[tuple[str, ...]]:
@@ -181,13 +215,6 @@ def _run_rows(runs: dict[str, dict[str, RunCollection]]) -> list[tuple[str, ...]
     ]
 
 
-def _markdown(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Lay out a Markdown table; a bar in a cell is escaped."""
-    lines = [columns, *(tuple(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows)]
-    text = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "---|" * len(columns), *text[1:]])
-
-
 def _write_section(folder: Path, stem: str, content: str) -> None:
     """Put the section into the folder's README.md, or beside, where there is none."""
     readme = folder / "README.md"
@@ -195,21 +222,6 @@ def _write_section(folder: Path, stem: str, content: str) -> None:
         write_atomically(folder / f"{stem}.md", (content + "\n").encode())
         return
     write_atomically(readme, with_section(readme.read_text(encoding="utf-8"), stem, content).encode())
-
-
-def with_section(text: str, name: str, content: str) -> str:
-    """Replace the section of a name, which stands between two comments, or add it at the end.
-
-    Example:
-        >>> once = with_section("# Figures", "a", "old")
-        >>> with_section(once, "a", "new") == with_section("# Figures", "a", "new")
-        True
-    """
-    block = f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
-    pattern = re.compile(rf"<!-- {re.escape(name)} -->.*?<!-- /{re.escape(name)} -->", re.DOTALL)
-    if pattern.search(text):
-        return pattern.sub(lambda _: block, text)
-    return f"{text.rstrip()}\n\n{block}\n"
 
 
 Draw = Callable[[Any], tuple[Any, pd.DataFrame]]
@@ -231,8 +243,38 @@ def _drawn(accuracy: pd.DataFrame) -> pd.DataFrame:
     return accuracy.loc[accuracy["setting"] == "linear", ["setting", "method", "rho", "seed", "step", "test_accuracy"]]
 
 
-def _save_toy(draw: Draw, toy: Any, path: Path) -> Path:
+def control_figures() -> dict[str, tuple[Draw, tuple[str, ...]]]:
+    """Return the figures of the controls: name -> how it is drawn from their tables, and the claims that it shows."""
+    from noisesam.plotting import (
+        plot_control_advantage,
+        plot_control_losses,
+        plot_control_matched,
+        plot_control_regulariser,
+        plot_control_step_length,
+    )
+
+    def of(control: str, table: str, draw: Callable[[pd.DataFrame], Any]) -> Draw:
+        def drawn(tables: ControlTables) -> tuple[Any, pd.DataFrame]:
+            own = getattr(tables, table)
+            return draw(own), own[own["control"] == control]
+
+        return drawn
+
+    factors = {
+        name: (of(name, "advantages", functools.partial(plot_control_advantage, control=name)), claims)
+        for name, claims in {"width": ("C11",), "train-size": ("C9",), "learning-rate": (), "noise-rate": ()}.items()
+    }
+    return {
+        "matched": (of("matched", "advantages", plot_control_matched), ()),
+        **factors,
+        "regulariser": (of("regulariser", "points", plot_control_regulariser), ()),
+        "step-length": (of("step-length", "points", plot_control_step_length), ()),
+        "robust-losses": (of("robust-losses", "advantages", plot_control_losses), ("C13",)),
+    }
+
+
+def _save(draw: Draw, tables: Any, path: Path) -> Path:
     from noisesam.plotting import save
 
-    axes, table = draw(toy)
+    axes, table = draw(tables)
     return save(np.ravel(axes)[0].figure, path, table).png

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from noisesam.errors import ConfigurationError, unknown_name
 from noisesam.experiments import CalibrationPlan, Job, Sweep, read_calibration, read_sweep
+from noisesam.reproduce.controls import CONTROLS
 from noisesam.reproduce.evidence import DEEP, LINEAR, MAIN, TWO_LAYER
 from noisesam.training.config import Config, ModelConfig
 
@@ -20,23 +21,28 @@ class Scale:
     """How large a reproduction is.
 
     Attributes:
-        name: toy, cpu or gpu.
+        name: toy, cpu, gpu or controls.
         title: What it is, in a line.
         minutes: What it may take on two cores; None where it takes what it is given.
         by_method: Whether whole methods are run one after the other, those with wrong labels first, so that a scale that is
             stopped early has its most telling runs; otherwise seed by seed, so that it has whole seeds.
+        stem: How the names of its sweep files begin.
+        controls: Whether its settings are controls: grids that are judged by rules of their own, in which a run may diverge.
     """
 
     name: str
     title: str
     minutes: float | None
     by_method: bool = False
+    stem: str = ""
+    controls: bool = False
 
 
 SCALES = {
     "toy": Scale("toy", "linear and two-layer linear models on Gaussian data", 0.5),
-    "cpu": Scale("cpu", "small models on subsets of real images", 45.0),
-    "gpu": Scale("gpu", "CIFAR-10 with ResNet-18", None, by_method=True),
+    "cpu": Scale("cpu", "small models on subsets of real images", 45.0, stem=f"{PAPER}-cpu"),
+    "gpu": Scale("gpu", "CIFAR-10 with ResNet-18", None, by_method=True, stem=f"{PAPER}-gpu"),
+    "controls": Scale("controls", "matched controls, an MLP on digits", 45.0, stem="control", controls=True),
 }
 
 
@@ -64,7 +70,8 @@ class Setting:
         file: The sweep file.
         sweep: What it says.
         kind: One of `evidence.KINDS`: what the model is.
-        variants: "main" for the setting itself, and what was changed otherwise -> the runs, in the order of the sweep.
+        variants: "main" for the setting itself, and what was changed otherwise -> the runs, in the order of the sweep. A
+            control is a grid without a setting that the others vary: all of its runs are "main".
     """
 
     name: str
@@ -115,7 +122,7 @@ def sweep_files(scale: Scale, folder: Path) -> dict[str, Path]:
     Raises:
         ConfigurationError: The folder holds none.
     """
-    stem = f"{PAPER}-{scale.name}"
+    stem = scale.stem
     found = {
         path.stem.removeprefix(stem).removeprefix("-") or scale.name: path for path in sorted(folder.glob(f"{stem}*.toml"))
     }
@@ -142,11 +149,14 @@ def read_settings(scale: Scale, folder: Path, out: Path, *, provisional: bool = 
 
     Raises:
         ConfigurationError: A file is missing or not understood, or the calibration table lacks a setting or is stale.
+        InputError: A control for which there is no rule.
     """
-    return [_setting(name, path, folder, out, provisional) for name, path in sweep_files(scale, folder).items()]
+    return [_setting(scale, name, path, folder, out, provisional) for name, path in sweep_files(scale, folder).items()]
 
 
-def _setting(name: str, path: Path, folder: Path, out: Path, provisional: bool) -> Setting:
+def _setting(scale: Scale, name: str, path: Path, folder: Path, out: Path, provisional: bool) -> Setting:
+    if scale.controls and name not in CONTROLS:
+        raise unknown_name("control", name, CONTROLS)
     sweep = read_sweep(path)
     calibration = None if sweep.calibration is None else read_calibration(folder / CALIBRATION)
     try:
@@ -158,7 +168,7 @@ def _setting(name: str, path: Path, folder: Path, out: Path, provisional: bool) 
     reference = jobs[0].config
     variants: dict[str, list[Job]] = {MAIN: []}
     for job in jobs:
-        variants.setdefault(variant_of(job.config, reference), []).append(job)
+        variants.setdefault(MAIN if scale.controls else variant_of(job.config, reference), []).append(job)
     return Setting(name, path, sweep, kind_of(reference.model), {key: tuple(own) for key, own in variants.items()})
 
 
