@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from noisesam.errors import InputError, unknown_name
 from noisesam.plotting._layout import AxesLike, legend, panels, wrap_titles
@@ -84,6 +85,7 @@ def plot_weights_against_loss(
         if _spans(rows["loss"]) > 30:
             for panel in flat:
                 panel.set_xscale("log")
+                _label_losses(panel)
         if _spans(rows["logit_weight"]) > 5:
             # Late in training a fitted example counts tenfold: on a linear axis the early panels would be flat.
             for panel in grid[0]:
@@ -92,6 +94,14 @@ def plot_weights_against_loss(
         legend(flat, title=f"by loss bin; {band_note(seeds, band)}", own=own)
         wrap_titles(grid[0], own=own)
     return grid
+
+
+def _label_losses(panel: Axes) -> None:
+    """Label decades, or 1, 2 and 5 of each where fewer than two are shown: the usual labels of such an axis overlap here."""
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _chosen(table: pd.DataFrame, method: str | None, setting: str | None) -> tuple[pd.DataFrame, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -350,6 +351,39 @@ def test_weights_are_drawn_bin_by_bin_at_the_nearest_probe_of_the_chosen_method(
     for panel, column in zip(grid[:, 0], ("logit_weight", "jacobian_weight"), strict=True):
         assert line(panel, "noisy train").get_xdata() == pytest.approx(by_bin["loss"].to_numpy())
         assert line(panel, "noisy train").get_ydata() == pytest.approx(by_bin[column].to_numpy())
+
+
+@pytest.mark.parametrize("highest", [0.6, 2.5, 9.0, 400.0])
+def test_the_losses_at_the_axis_of_weights_against_loss_do_not_overlap(highest):
+    losses, weights = np.geomspace(0.01, highest, 8), {"logit_weight": 1.1, "jacobian_weight": 1.0}
+    # Single examples span more than the bins' means that are drawn: the axis is logarithmic for less than a decade.
+    rows = [
+        {
+            "method": "sgd",
+            "epoch": epoch,
+            "group": "clean",
+            "bin": number,
+            "loss": loss,
+            "logit_weight": 1.1,
+            "jacobian_weight": 1.0,
+        }
+        for epoch in (1.0, 2.0, 3.0)
+        for number, middle in enumerate(losses[2:])
+        for loss in ((middle,) if number else (0.001 * middle, 2 * middle))
+    ]
+    grid = plot_weights_against_loss(pd.DataFrame(rows))
+    figure = grid[0, 0].figure
+    figure.canvas.draw()
+    for panel in grid[1]:
+        low, high = panel.get_xlim()
+        boxes = [
+            label.get_window_extent()
+            for place, label in zip(panel.get_xticks(), panel.get_xticklabels(), strict=True)
+            if label.get_text() and low <= place <= high
+        ] + [label.get_window_extent() for label in panel.get_xticklabels(minor=True) if label.get_text()]
+        assert len(boxes) >= 2
+        boxes.sort(key=lambda box: box.x0)
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_weights_of_a_method_or_setting_that_was_not_run_name_those_that_were(tables):
