@@ -358,15 +358,7 @@ def test_the_losses_at_the_axis_of_weights_against_loss_do_not_overlap(highest):
     losses, weights = np.geomspace(0.01, highest, 8), {"logit_weight": 1.1, "jacobian_weight": 1.0}
     # Single examples span more than the bins' means that are drawn: the axis is logarithmic for less than a decade.
     rows = [
-        {
-            "method": "sgd",
-            "epoch": epoch,
-            "group": "clean",
-            "bin": number,
-            "loss": loss,
-            "logit_weight": 1.1,
-            "jacobian_weight": 1.0,
-        }
+        {"method": "sgd", "epoch": epoch, "group": "clean", "bin": number, "loss": loss} | weights
         for epoch in (1.0, 2.0, 3.0)
         for number, middle in enumerate(losses[2:])
         for loss in ((middle,) if number else (0.001 * middle, 2 * middle))
