@@ -142,7 +142,9 @@ def _draw(findings: Findings, folder: Path) -> tuple[dict[Path, tuple[str, tuple
 
 def section(findings: Findings, written: Written, command: str) -> str:
     """Return the section on a scale: verdicts, figures with what they show, tables, and the ids of the runs."""
-    verdict = dict(zip(findings.verdicts["claim"], findings.verdicts["verdict"], strict=True))
+    overall = dict(zip(findings.verdicts["claim"], findings.verdicts["verdict"], strict=True))
+    judged = findings.claims
+    own = dict(zip(zip(judged["claim"], judged["setting"], strict=True), judged["verdict"], strict=True))
     parts = [
         f"## `{command}`",
         f"Scale `{findings.scale.name}`: {findings.scale.title}. Written by the command; the verdicts follow from the runs by "
@@ -158,7 +160,8 @@ def section(findings: Findings, written: Written, command: str) -> str:
         (
             f"[`{png.relative_to(written.folder).as_posix()}`]({png.relative_to(written.folder).as_posix()})",
             ", ".join(claims) or "-",
-            "; ".join(f"{claim} {verdict[claim]}" for claim in claims if claim in verdict) or "-",
+            # A figure of one setting goes with the verdicts of that setting, not with those over all of them.
+            "; ".join(f"{claim} {own.get((claim, setting), overall[claim])}" for claim in claims if claim in overall) or "-",
             setting,
         )
         for png, (setting, claims) in written.figures.items()
