@@ -15,6 +15,8 @@ from noisesam.methods import Method, StepResult
 Model = TypeVar("Model", bound=nn.Module)
 Factory = Callable[[nn.Module], Method]
 EXAMPLES, FEATURES, CLASSES = 8, 5, 3
+ROUNDING = 1e-10
+"""Relative; float64 over sums of a few hundred products leaves much less."""
 
 
 class TiedNetwork(nn.Module):
