@@ -9,28 +9,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisesam.errors import InputError, NoisesamError
-from noisesam.gradients.batch import (
-    Batch,
-    ChunkSize,
-    Inputs,
-    call_model,
-    check_chunk_size,
-    devices_of,
-    sparse_gradient,
-    trainable,
-)
+from noisesam.errors import InputError
+from noisesam.gradients.batch import Batch, ChunkSize, Inputs, call_model, check_chunk_size, trainable
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.losses import PerExampleLoss, resolve
 from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
-from noisesam.gradients.randomness import RandomState
-from noisesam.methods.checks import check_flag, check_number, saved_count, shown
+from noisesam.methods.checks import check_flag, check_number, saved_count
+from noisesam.methods.finiteness import NonFiniteLossError, losses_are_finite, non_finite, scale_of, working
+from noisesam.methods.gradients_by_name import add_to_grad, dense_only, infinite, pull_back
 from noisesam.methods.parameter_groups import as_groups, radii_by_name
 from noisesam.methods.result import Outcome, StepCall, StepResult, StepTerms
+from noisesam.methods.unchanged import unchanged
 
-
-class NonFiniteLossError(NoisesamError, FloatingPointError):
-    """A loss is NaN or infinite and no scaler was handed in to skip the step."""
+__all__ = ["Method", "NonFiniteLossError", "dense_only", "pull_back", "unchanged"]
 
 
 class Method(ABC):
@@ -51,11 +42,11 @@ class Method(ABC):
     """Forward and backward passes over the batch per step."""
     reference: ClassVar[str]
     hyperparameters: ClassVar[Mapping[str, str]] = {}
+    """What each hyper-parameter means; the defaults stand in the signature."""
     inherited: ClassVar[Mapping[str, str]] = {}
     """Further hyper-parameters, which a class shares with its relatives."""
     perturbs: ClassVar[bool] = True
     """Whether the rule moves weights by a radius, so that groups of parameters may have a rho of their own."""
-    """What each hyper-parameter means; the defaults stand in the signature."""
     limits: ClassVar[tuple[str, ...]] = ()
     spans_training: ClassVar[tuple[str, ...]] = ()
     """Hyper-parameters that are the number of epochs of the whole run: the training loop fills them in."""
@@ -123,24 +114,24 @@ class Method(ABC):
         """
         batch = Batch.of(inputs, targets, index)
         parameters = trainable(self.model)
-        scaler = _working(scaler)
-        loss_scale = self._loss_scale(scaler)
+        scaler = working(scaler)
+        loss_scale = scale_of(scaler, self.model)
         final = check_number("scale", scale, remedy="It is the share of a micro-batch in its step: scale=len(inputs) / total")
         check_flag("new_step", new_step)
         with torch.enable_grad():
             outcome = self._step(batch, parameters, StepCall(loss_scale, final, new_step))
-        finite = outcome.finite and self._losses_are_finite(outcome)
+        finite = outcome.finite and losses_are_finite(outcome)
         if finite and scaler is not None:
             finite = all(bool(value.isfinite().all()) for value in outcome.gradient.values())
         if not finite and scaler is None:
-            raise self._non_finite(outcome)
+            raise non_finite(outcome)
         if not outcome.gradient:
             raise InputError(
                 f"No trainable parameter of {type(self.model).__name__} takes part in its output",
                 expected="an output that depends on at least one parameter with requires_grad=True",
                 remedy="Check what is frozen, detached or run under torch.no_grad().",
             )
-        _add_to_grad(parameters, outcome.gradient if finite else _infinite(parameters, outcome.gradient))
+        add_to_grad(parameters, outcome.gradient if finite else infinite(parameters, outcome.gradient))
         if finite:
             outcome.remember()
             if new_step:
@@ -279,99 +270,3 @@ class Method(ABC):
                     expected="the whole batch at once: chunks would be normalised by their own statistics",
                     remedy="Leave chunk_size out, use another normalisation, or freeze that layer with .eval().",
                 )
-
-    def _loss_scale(self, scaler: torch.amp.GradScaler | None) -> float:
-        if scaler is None:
-            return 1.0
-        # scaler.scale also creates the scaler's state on the device, which scaler.step asks for.
-        device = next(self.model.parameters()).device
-        return float(scaler.scale(torch.ones((), device=device)))
-
-    def _losses_are_finite(self, outcome: Outcome) -> bool:
-        losses = outcome.losses if outcome.evaluated is None else outcome.losses[outcome.evaluated]
-        return all(bool(values.isfinite().all()) for values in [losses, *outcome.further_losses])
-
-    def _non_finite(self, outcome: Outcome) -> NonFiniteLossError:
-        at_w = outcome.losses if outcome.evaluated is None else torch.where(outcome.evaluated, outcome.losses, 0)
-        for where, losses in [("w", at_w), *(("the perturbed weights", other) for other in outcome.further_losses)]:
-            rows = (~losses.isfinite()).nonzero().flatten().tolist()
-            if rows:
-                shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-                return NonFiniteLossError(
-                    f"The loss at {where} is not finite at row(s) {shown} of the batch",
-                    expected="finite losses",
-                    remedy="Look at these inputs for NaN or infinite values, lower the learning rate or rho, or pass a scaler.",
-                )
-        return NonFiniteLossError(
-            "The ascent gradient is not finite",
-            expected="finite gradients",
-            remedy="Lower the learning rate, or pass a scaler.",
-        )
-
-
-def pull_back(output: Tensor, residual: Tensor, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return sum_i J_i^T residual_i by parameter name, without touching `.grad`; parameters that play no part are absent."""
-    if not output.requires_grad:
-        return {}
-    with torch.autocast(output.device.type, enabled=False):
-        gradients = torch.autograd.grad(output, list(parameters.values()), residual.to(output.dtype), allow_unused=True)
-    return dense_only({name: value for name, value in zip(parameters, gradients, strict=True) if value is not None})
-
-
-def dense_only(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return gradients by name, or refuse a sparse one by its name."""
-    for name, value in found.items():
-        if value.layout != torch.strided:
-            raise sparse_gradient(name)
-    return found
-
-
-def _working(scaler: Any) -> torch.amp.GradScaler | None:
-    """Return a scaler that scales and skips, None for one that is switched off: its step() would take what is not finite."""
-    if scaler is None:
-        return None
-    if not isinstance(scaler, torch.amp.GradScaler):
-        raise InputError(
-            f"scaler={shown(scaler)} of type {type(scaler).__name__}",
-            expected="a torch.amp.GradScaler, such as torch.amp.GradScaler(inputs.device.type)",
-            remedy="Leave scaler out for the gradient itself, and hand that to a scaler of another kind.",
-        )
-    return scaler if scaler.is_enabled() else None
-
-
-def _add_to_grad(parameters: Mapping[str, nn.Parameter], gradient: Mapping[str, Tensor]) -> None:
-    """Add to `.grad` once everything has been computed, so that an exception leaves no half of a gradient behind."""
-    taken: set[int] = set()
-    with torch.no_grad():
-        for name, value in gradient.items():
-            parameter = parameters[name]
-            value = value.detach().to(parameter.dtype)
-            if parameter.grad is None:
-                # Autograd may hand one tensor to two parameters; in-place clipping would then act twice.
-                own = value.is_contiguous() and value.data_ptr() not in taken
-                parameter.grad = value if own else value.clone(memory_format=torch.contiguous_format)
-                taken.add(value.data_ptr())
-            else:
-                parameter.grad.add_(value)
-
-
-def _infinite(parameters: Mapping[str, nn.Parameter], gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = gradient or parameters
-    return {name: torch.full_like(parameters[name], torch.inf) for name in names}
-
-
-class unchanged:  # noqa: N801
-    """Leave the model's buffers and torch's generators as they were."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.state = RandomState.capture(devices_of(self.model))
-        self.buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-
-    def __exit__(self, *exception: object) -> None:
-        self.state.restore()
-        with torch.no_grad():
-            for buffer, copy in self.buffers:
-                buffer.copy_(copy)

@@ -1,0 +1,63 @@
+"""A step whose numbers are not finite: skipped by a scaler, refused without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from noisesam.errors import InputError, NoisesamError
+from noisesam.methods.checks import shown
+from noisesam.methods.result import Outcome
+
+
+class NonFiniteLossError(NoisesamError, FloatingPointError):
+    """A loss is NaN or infinite and no scaler was handed in to skip the step."""
+
+
+def working(scaler: Any) -> torch.amp.GradScaler | None:
+    """Return a scaler that scales and skips, None for one that is switched off: its step() would take what is not finite."""
+    if scaler is None:
+        return None
+    if not isinstance(scaler, torch.amp.GradScaler):
+        raise InputError(
+            f"scaler={shown(scaler)} of type {type(scaler).__name__}",
+            expected="a torch.amp.GradScaler, such as torch.amp.GradScaler(inputs.device.type)",
+            remedy="Leave scaler out for the gradient itself, and hand that to a scaler of another kind.",
+        )
+    return scaler if scaler.is_enabled() else None
+
+
+def scale_of(scaler: torch.amp.GradScaler | None, model: nn.Module) -> float:
+    """Return the factor of a scaler, 1 without one."""
+    if scaler is None:
+        return 1.0
+    # scaler.scale also creates the scaler's state on the device, which scaler.step asks for.
+    device = next(model.parameters()).device
+    return float(scaler.scale(torch.ones((), device=device)))
+
+
+def losses_are_finite(outcome: Outcome) -> bool:
+    """Say whether every loss that was evaluated is finite, at w and at the perturbed weights."""
+    losses = outcome.losses if outcome.evaluated is None else outcome.losses[outcome.evaluated]
+    return all(bool(values.isfinite().all()) for values in [losses, *outcome.further_losses])
+
+
+def non_finite(outcome: Outcome) -> NonFiniteLossError:
+    """Build the error of a step without a scaler: which rows, and where they were evaluated."""
+    at_w = outcome.losses if outcome.evaluated is None else torch.where(outcome.evaluated, outcome.losses, 0)
+    for where, losses in [("w", at_w), *(("the perturbed weights", other) for other in outcome.further_losses)]:
+        rows = (~losses.isfinite()).nonzero().flatten().tolist()
+        if rows:
+            named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+            return NonFiniteLossError(
+                f"The loss at {where} is not finite at row(s) {named} of the batch",
+                expected="finite losses",
+                remedy="Look at these inputs for NaN or infinite values, lower the learning rate or rho, or pass a scaler.",
+            )
+    return NonFiniteLossError(
+        "The ascent gradient is not finite",
+        expected="finite gradients",
+        remedy="Lower the learning rate, or pass a scaler.",
+    )
