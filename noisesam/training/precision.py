@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -61,7 +62,8 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
         >>> torch.backends.cuda.matmul.allow_tf32 is before
         True
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     operators = (matmul, cudnn.conv, cudnn.rnn)
     switches = [(place, _switch(place)) for place in (matmul, cudnn)]
     precisions = [operator.fp32_precision for operator in operators]
@@ -140,9 +142,9 @@ def _no_bfloat16(device: str) -> ConfigurationError:
     )
 
 
-def _switch(place: object) -> bool | None:
+def _switch(place: Any) -> bool | None:
     """Return an older switch; None where the caller has set the newer settings in a way that it cannot express."""
     try:
-        return bool(place.allow_tf32)  # pyright: ignore[reportAttributeAccessIssue]
+        return bool(place.allow_tf32)
     except RuntimeError:
         return None

@@ -6,7 +6,7 @@ import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ class Splits:
         return {name: dataset for name, dataset in splits.items() if dataset is not None}
 
 
-class StepBatch(NamedTuple):
+@dataclass(frozen=True)
+class StepBatch:
     """What one training step is taken on."""
 
     inputs: Tensor
