@@ -139,12 +139,15 @@ def measure(configs: Iterable[Config], data_root: Path | None = None) -> dict[st
     Returns:
         `cost_key` -> costs. Memory is the process's highest so far, so it grows over the entries.
     """
+    from noisesam.training.precision import tf32_allowed
+
     wanted: dict[str, Config] = {}
     for config in configs:
         wanted.setdefault(cost_key(config), config)
     found: dict[str, Costs] = {}
     reading: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    # As in a run: evaluation and probes are plain, and a step says itself in which precision it is taken.
+    with tempfile.TemporaryDirectory() as folder, tf32_allowed(False):
         for key, config in wanted.items():
             found[key] = _measure(config, Path(folder), data_root, reading)
     return found
@@ -201,12 +204,10 @@ def _measure(config: Config, folder: Path, data_root: Path | None, reading: dict
 
 def _step(prepared: Any, step: int) -> None:
     """Take one training step, as the training loop does."""
-    import torch
-
-    train = prepared.splits.train
-    rows = torch.from_numpy(prepared.order.batch(step)).to(train.labels.device)
+    batch = prepared.batch(step)
     prepared.optimizer.zero_grad()
-    prepared.method.backward(train.inputs[rows], train.labels[rows], index=train.index[rows])
+    with prepared.arithmetic():
+        prepared.method.backward(batch.inputs, batch.labels, index=batch.index)
     # A rate of zero: on stand-in images a real one might diverge.
     for group in prepared.optimizer.param_groups:
         group["lr"] = 0.0
