@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from noisesam.cli import app
 from noisesam.cli.readme import methods_table, replaced
+from noisesam.cli.readme_report import SECTIONS, fill_report
 from noisesam.cli.readme_scoreboard import full_table, kept_tables, scoreboard_section
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,5 +104,31 @@ def test_the_manifests_behind_a_scoreboard_are_all_of_its_runs_and_of_one_commit
     tried = sum(1 for line in (ROOT / "figures" / f"scoreboard-{name}-tuning.csv").read_text("utf-8").splitlines()[1:] if line)
     tuned = tried - 1  # SGD has nothing to choose
     assert len(manifests) == tuned + 2 * int(table["seeds"].sum())
+    assert {one["status"] for one in manifests} == {"finished"}
+    assert {(one["git"]["commit"], one["git"]["dirty"]) for one in manifests} == {(manifests[0]["git"]["commit"], False)}
+
+
+REPORT = (ROOT / "REPORT.md").read_text(encoding="utf-8")
+
+
+def test_the_report_s_tables_are_those_of_the_kept_runs():
+    assert fill_report(REPORT, ROOT / "figures") == REPORT, "rewrite it: noisesam readme"
+    assert all(f"<!-- {name} -->" in REPORT for name in SECTIONS)
+
+
+def test_the_report_is_about_two_pages_and_its_links_lead_somewhere():
+    text = re.sub(r"<!-- report-.*?<!-- /report-[a-z]+ -->", "", REPORT, flags=re.DOTALL)
+    assert len(text.split()) <= 1300  # without the tables
+    for target in re.findall(r"\]\(([^)\s]+)\)", REPORT):
+        if "://" not in target:
+            assert (ROOT / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("scale", ["cpu", "controls"])
+def test_the_manifests_behind_a_scale_are_all_of_its_runs_and_of_one_commit(scale):
+    manifests = json.loads((ROOT / "figures" / f"baek2024-{scale}-manifests.json").read_text(encoding="utf-8"))
+    runs = (ROOT / "figures" / f"baek2024-{scale}-settings.csv").read_text(encoding="utf-8")
+    settings = [dict(zip(rows[0], row, strict=True)) for rows in [[*csv.reader(runs.splitlines())]] for row in rows[1:]]
+    assert len(manifests) == sum(int(one["runs"]) for one in settings)
     assert {one["status"] for one in manifests} == {"finished"}
     assert {(one["git"]["commit"], one["git"]["dirty"]) for one in manifests} == {(manifests[0]["git"]["commit"], False)}

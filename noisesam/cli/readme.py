@@ -38,7 +38,10 @@ def readme(
     ] = None,
     file: Annotated[Path, typer.Option(help="The file to rewrite.")] = Path("README.md"),
 ) -> None:
-    """Rewrite the generated sections of README.md: the methods from the registry, the demo's table from saved runs."""
+    """Rewrite the generated sections: the methods from the registry, tables from what is kept, the demo's from saved runs.
+
+    REPORT.md, where it lies beside the file, gets the tables of the reproduction.
+    """
     from noisesam.cli.readme_scoreboard import full_table, kept_tables, scoreboard_section
 
     text = replaced(file.read_text(encoding="utf-8"), "methods-table", methods_table())
@@ -60,6 +63,11 @@ def readme(
         text = replaced(
             text, "demo-table", demo_section(tables, picture=keep_figure(figure, file.parent) if figure is not None else "")
         )
+    report = file.parent / "REPORT.md"
+    if report.exists():
+        from noisesam.cli.readme_report import fill_report
+
+        report.write_text(fill_report(report.read_text(encoding="utf-8"), figures), encoding="utf-8")
     file.write_text(text, encoding="utf-8")
     say(f"{file} rewritten: methods-table, scoreboard-table" + (", demo-table" if runs is not None else ""))
 
