@@ -21,9 +21,8 @@ def show_controls(table: pd.DataFrame) -> None:
     for control, own in table.groupby("control", sort=False):
         rows = [_row(row) for row in own.to_dict("records")]
         print_table(_COLUMNS, rows, title=f"Control: {control}", keep=())
-        for reason in dict.fromkeys(_left_out(row) for row in own.to_dict("records")):
-            if reason:
-                say(f"  {reason}", style="dim")
+        for text in dict.fromkeys(part for reason in own["reason"] for part in _left_out(reason)):
+            say(text, style="dim")
         say()
     say("* on which the rule is silent: what was expected, held against the 95% interval.", style="dim")
     say()
@@ -31,9 +30,17 @@ def show_controls(table: pd.DataFrame) -> None:
 
 def _row(row: Any) -> tuple[str, ...]:
     mark = "" if row["decided_by"] == "rule" else " *"
-    return (f"{row['question']}{mark}", row["at"], row["verdict"], row["as_expected"] or "-", row["estimate"].replace(" points", ""))
+    return (
+        f"{row['question']}{mark}",
+        row["at"],
+        row["verdict"],
+        row["as_expected"] or "-",
+        row["estimate"].replace(" points", ""),
+    )
 
 
-def _left_out(row: Any) -> str:
-    """Return what the rule left out, without the rest of the reason."""
-    return "; ".join(part for part in str(row["reason"]).split("; ") if "left out" in part)
+def _left_out(reason: str) -> list[str]:
+    """Return what a rule left out, and the runs that do not count, without the rest of the reason."""
+    places, _, runs = reason.partition("runs left out, ")
+    found = [part.strip() for part in places.split(";") if "left out" in part]
+    return [*found, *([f"runs left out, {runs}"] if runs else [])]

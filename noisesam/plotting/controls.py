@@ -26,6 +26,8 @@ FITTED = 0.5
 """The share of the wrong labels that SGD has to fit; below, there is little to resist."""
 
 _LINEAR = ("noise-rate",)
+_APART = 0.055
+"""Methods stand so far apart, in doublings or in parts of ten of a linear axis: 1-SAM and J-SAM often have one value."""
 _CONTROL = Look("SGD at L-SAM's step length", PURPLE, "h", DOTTED)
 _HOLLOW = "hollow: SGD fits less than half of the wrong labels"
 
@@ -74,8 +76,10 @@ def plot_control_advantage(advantages: pd.DataFrame, *, control: str, ax: AxesLi
         for panel, stop in zip(axes, STOPS, strict=True):
             panel.axhline(0.0, color="#555555", linewidth=0.8, zorder=1)
             at_stop = own[own["stop"] == stop]
-            for method in in_order(at_stop["method"]):
-                _line(panel, at_stop[at_stop["method"] == method].sort_values("place"), look_of(method))
+            methods = in_order(at_stop["method"])
+            for number, method in enumerate(methods):
+                rows, shift = at_stop[at_stop["method"] == method], _APART * (number - (len(methods) - 1) / 2)
+                _line(panel, rows.sort_values("place"), look_of(method), shift, logarithmic=control not in _LINEAR)
             panel.set_title(stop)
             _places(panel, sorted(float(place) for place in own["place"].unique()), logarithmic=control not in _LINEAR)
         label_outer(axes, xlabel=FACTORS.get(control, control), ylabel="test accuracy minus SGD's (points)")
@@ -85,9 +89,10 @@ def plot_control_advantage(advantages: pd.DataFrame, *, control: str, ax: AxesLi
     return axes
 
 
-def _line(ax: Axes, rows: pd.DataFrame, look: Look) -> None:
+def _line(ax: Axes, rows: pd.DataFrame, look: Look, shift: float, *, logarithmic: bool) -> None:
     """Draw one method: line and band in points, a mark at every place, hollow where there is little to resist."""
     places = rows["place"].to_numpy(dtype=float)
+    places = places * 2**shift if logarithmic else places + 0.1 * shift
     middle, low, high = (100 * rows[name].to_numpy(dtype=float) for name in ("estimate", "low", "high"))
     ax.plot(places, middle, color=look.color, linestyle=look.linestyle, zorder=3)
     ax.fill_between(places, low, high, color=look.color, alpha=0.14, linewidth=0)
@@ -166,5 +171,8 @@ def plot_control_step_length(points: pd.DataFrame, *, ax: Axes | None = None) ->
             panel.fill_between(places, low, high, color=look.color, alpha=0.14, linewidth=0)
         _places(panel, radii, logarithmic=True)
         label_outer(axes, xlabel=r"$\rho$ (units of the weights)", ylabel="test accuracy at the last epoch (%)")
-        legend(axes, title=seeds_note(own["seeds"], "band"), own=ours)
+        note = seeds_note(own["seeds"], "band")
+        if (own["seeds"] == 0).any():
+            note += "\nradii at which every run stayed at chance are left out"
+        legend(axes, title=note, own=ours)
     return panel

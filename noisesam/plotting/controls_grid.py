@@ -80,5 +80,11 @@ def plot_control_regulariser(points: pd.DataFrame, *, ax: Axes | None = None) ->
         notes = ["frame: chosen on noisy validation"] if len(chosen) else []
         if len(sgd) and activations[0] == 0 and weights[0] == 0:
             notes.append("0, 0: SGD")
-        panel.set_title("; ".join(notes))
+        blank = any(np.isnan(values[activations.index(float(a)), weights.index(float(w))]) for a, w in _named(pairs))
+        panel.set_title("\n".join(part for part in ("; ".join(notes), "blank: stayed at chance" if blank else "") if part))
     return panel
+
+
+def _named(pairs: pd.DataFrame) -> list[tuple[float, float]]:
+    """Return the pairs that were run."""
+    return [*zip(pairs["activation"], pairs["weight"], strict=True)]

@@ -77,7 +77,7 @@ def judge_control(runs: ControlRuns) -> ControlTables:
     verdicts = judged.table(runs.name)
     gone = "; ".join(runs.exclusions)
     if gone:
-        verdicts["reason"] = [f"{reason}; runs left out: {gone}".removeprefix("; ") for reason in verdicts["reason"]]
+        verdicts["reason"] = [f"{reason}; runs left out, {gone}".removeprefix("; ") for reason in verdicts["reason"]]
     return ControlTables(verdicts, pd.DataFrame(judged.advantages, columns=[*ADVANTAGE]), _points(runs, judged.chosen))
 
 

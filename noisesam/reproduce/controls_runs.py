@@ -39,7 +39,7 @@ class ControlRuns:
             `excluded` why a run does not count, or empty) and, for `early` and `last`, <stop>_test_accuracy,
             _validation_accuracy, _clean_fitted, _noisy_fitted; clean70_test_accuracy, clean80_..., clean90_...: where the run
             first fits so much of the correctly labelled images.
-        metrics: The tidy metrics, `setting` the label.
+        metrics: The tidy metrics of these runs, and perhaps of others, `setting` the label.
     """
 
     name: str
@@ -58,8 +58,7 @@ class ControlRuns:
 
     def at(self, place: float) -> ControlRuns:
         """Return the runs with one value of the factor."""
-        own = self.runs[self.runs["place"] == place]
-        return ControlRuns(self.name, own, self.metrics[self.metrics["run"].isin(own["run"])])
+        return ControlRuns(self.name, self.runs[self.runs["place"] == place], self.metrics)
 
     def labels(self, method: str | None = None, loss: str | None = None) -> list[str]:
         """Return the points of a method, of a loss (by its name or with its parameter), or of both."""
@@ -130,12 +129,16 @@ class ControlRuns:
 
     @property
     def exclusions(self) -> list[str]:
-        """The runs that do not count, by point, each with its reason."""
-        left_out = self.runs[self.runs["excluded"] != ""]
-        return [
-            f"{label} {why} (seed {', '.join(str(seed) for seed in sorted(own['seed']))})"
-            for (label, why), own in left_out.groupby(["label", "excluded"], sort=False)
-        ]
+        """The runs that do not count, by reason: each point, with its seeds unless it is all of them."""
+        every = self.runs.groupby("label")["seed"].nunique()
+        found = []
+        for why, left_out in self.runs[self.runs["excluded"] != ""].groupby("excluded", sort=False):
+            points = []
+            for label, own in left_out.groupby("label", sort=False):
+                seeds = ", ".join(str(seed) for seed in sorted(own["seed"]))
+                points.append(f"{label}" if len(own) == every[str(label)] else f"{label} (seed {seeds})")
+            found.append(f"{why}: {', '.join(points)}")
+        return found
 
 
 def control_runs(name: str, about: pd.DataFrame, metrics: pd.DataFrame) -> ControlRuns:

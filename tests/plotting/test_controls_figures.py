@@ -61,7 +61,10 @@ def marks(panel, face: str | None = None) -> list[tuple[float, float]]:
 def test_the_advantage_is_drawn_in_points_and_hollow_where_sgd_fits_less_than_half():
     early, last = plot_control_advantage(advantages(), control="width")
     assert (early.get_title(), last.get_title()) == STOPS
-    assert marks(last, "white") == [(8.0, 3.0), (8.0, 30.0)]
+    hollow = marks(last, "white")
+    assert [round(y, 9) for _, y in hollow] == [30.0, 3.0]
+    assert [x for x, _ in hollow] == pytest.approx([8.0, 8.0], rel=0.03)  # moved apart, so that equal values are both seen
+    assert hollow[0][0] < 8 < hollow[1][0]
     assert len(marks(last)) == 6
     assert "hollow: SGD fits less than half of the wrong labels" in labelled(early)
     assert last.get_xscale() == "log"
@@ -90,6 +93,10 @@ def test_the_grid_writes_every_pair_and_sgd_where_both_coefficients_are_zero_and
     )
     assert {text.get_text() for text in panel.texts} == {"40.0", "60.0", "70.0", "80.0"}
     (frame,) = panel.patches
+    lost = plot_control_regulariser(
+        points("regulariser", [*rows[:4], rows[4] | {"last_test_accuracy": math.nan, "chosen": False}])
+    )
+    assert lost.get_title() == "blank: stayed at chance"
     assert frame.get_xy() == (2, 1)  # the third weight, the second activation
     assert panel.get_title() == "frame: chosen on noisy validation; 0, 0: SGD"
     alone = plot_control_regulariser(points("regulariser", [rows[-1] | {"chosen": False}]))

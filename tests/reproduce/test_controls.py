@@ -346,7 +346,7 @@ def test_robust_losses_at_chance_are_named_and_not_ranked():
     one = ruled(losses(excluded={1: CHANCE}), "sgd + mae over 1-sam", "last")
     assert (one["verdict"], one["seeds"]) == ("undecided", 2)
     assert "only 2 seeds, 3 needed" in one["reason"]
-    assert "runs left out: sgd-mae stayed at chance (seed 1)" in one["reason"]
+    assert "runs left out, stayed at chance: sgd-mae (seed 1)" in one["reason"]
 
 
 # Step length
@@ -409,7 +409,7 @@ def test_a_point_with_an_unfinished_run_is_not_chosen_and_equal_points_go_to_the
     runs = control("matched", points)
     assert runs.best_of("1-sam") == "first"
     assert runs.best([]) == ""
-    assert runs.exclusions == ["broken did not finish (seed 2)"]
+    assert runs.exclusions == ["did not finish: broken (seed 2)"]
 
 
 def test_two_seeds_decide_nothing_however_clear_they_are():
