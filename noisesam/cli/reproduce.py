@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from noisesam.reproduce.settings import Scale, Setting
 
 PAPERS = ("baek2024",)
+_NAMED = 2
+"""So many options with runs that do not count are named on the terminal, more are counted."""
 
 
 def register(app: typer.Typer) -> None:
@@ -329,9 +331,13 @@ def _show(findings: Findings) -> None:
 
 
 def _said(row: Mapping[Any, Any]) -> list[str]:
-    """The numbers that decide, without those beside, and the reason if the claim stays open."""
+    """The numbers that decide, without those beside, and the reason if the claim stays open; the table names every run."""
     estimate = str(row["estimate"]).partition("beside:")[0].strip().rstrip(";")
-    return [text for text in (estimate, str(row["reason"]) if row["verdict"] == "undecided" else "") if text]
+    reasons = str(row["reason"]).split("; ") if row["verdict"] == "undecided" else []
+    named = [reason for reason in reasons if reason.startswith("left out: ")]
+    if len(named) > _NAMED:
+        reasons = [reason for reason in reasons if reason not in named] + [f"{len(named)} options with runs left out"]
+    return [text for text in (estimate, *reasons) if text]
 
 
 def _say_where(folder: Path, written: Written, keep: Path | None) -> None:

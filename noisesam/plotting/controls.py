@@ -173,6 +173,6 @@ def plot_control_step_length(points: pd.DataFrame, *, ax: Axes | None = None) ->
         label_outer(axes, xlabel=r"$\rho$ (units of the weights)", ylabel="test accuracy at the last epoch (%)")
         note = seeds_note(own["seeds"], "band")
         if (own["seeds"] == 0).any():
-            note += "\nradii at which every run stayed at chance are left out"
+            note += "; radii that stay at chance left out"
         legend(axes, title=note, own=ours)
     return panel
