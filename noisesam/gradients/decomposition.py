@@ -65,7 +65,7 @@ def decompose(
     rho: float | None = None,
     perturbation: Mapping[str, Tensor] | None = None,
     engine: str = "auto",
-    chunk_size: ChunkSize = None,
+    chunk_size: ChunkSize = "auto",
     memory_budget: int = MEMORY_BUDGET,
 ) -> GradientDecomposition:
     """Split the gradient of every example into logit scale and Jacobian.
@@ -81,7 +81,7 @@ def decompose(
         rho: Radius of the per-example perturbation, in the units of the weights.
         perturbation: eps by parameter name, of the parameters' shapes (one for all examples) or (n, *shape) (one each).
         engine: "auto", "fast" or "reference"; all are exact.
-        chunk_size: Examples per chunk, or "auto" for as many as fit into `memory_budget`; changes memory and speed, not the
+        chunk_size: Examples per chunk, or "auto" (the default) for as many as fit into `memory_budget`; changes memory and speed, not the
             result beyond rounding.
         memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
 

@@ -74,10 +74,12 @@ class Measurement:
     def columns(self) -> dict[str, Float[np.ndarray, " n"]]:
         """One value per probe example of everything that the decomposition gives, and of the method's own step."""
         from noisesam.gradients import decompose
+        from noisesam.gradients.memory import automatic_chunk
         from noisesam.methods import make
 
         probe, threshold = self.probe, decision_threshold(self.loss.name)
-        found = decompose(self.model, probe.inputs, probe.labels, loss=self.loss, rho=self.rho, chunk_size=self.batch_size)
+        at_once = min(self.batch_size, automatic_chunk(self.model, probe.inputs))
+        found = decompose(self.model, probe.inputs, probe.labels, loss=self.loss, rho=self.rho, chunk_size=at_once)
         logits = as_logits(found.logits, len(probe))
         columns = {name: as_float64(getattr(found, field)) for name, field in _DECOMPOSED.items()}
         columns["margin"] = as_float64(margins(logits, probe.labels, threshold=threshold))
