@@ -81,8 +81,8 @@ def decompose(
         rho: Radius of the per-example perturbation, in the units of the weights.
         perturbation: eps by parameter name, of the parameters' shapes (one for all examples) or (n, *shape) (one each).
         engine: "auto", "fast" or "reference"; all are exact.
-        chunk_size: Examples per chunk, or "auto" (the default) for as many as fit into `memory_budget`; changes memory and speed, not the
-            result beyond rounding.
+        chunk_size: Examples per chunk, None for all at once, or "auto" for as many as fit into `memory_budget`; changes memory
+            and speed, not the result beyond rounding.
         memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
 
     Returns:
