@@ -145,7 +145,7 @@ last = norms[norms["epoch"] == norms["epoch"].max()]
 last.groupby("method", sort=False)[["hidden_activation_norm", "last_layer_norm"]].mean().round(2)
 
 # %% [markdown]
-# **Answer.** J-SAM and 1-SAM keep both small; L-SAM lets both grow, further than SGD. That is what the law predicts.
+# **Answer.** J-SAM and 1-SAM keep both small: that is what the law predicts. L-SAM lets both grow, further than SGD; of that it says nothing.
 #
 # ## Is it only slower?
 #
@@ -162,8 +162,8 @@ table.agg(
 # %% [markdown]
 # `reached` counts the seeds that got there, `wrong` is the share of wrong labels fitted by then.
 #
-# **Answer.** Up to these levels, yes. 1-SAM and J-SAM take up to 1.7 times as many epochs, and at equal accuracy on what is right all four methods have about the same test accuracy and have fitted
-# about as few wrong labels. The difference comes afterwards: SGD and L-SAM go on to memorise, 1-SAM and J-SAM go on to learn (the first picture). So do not read a curve at a fixed epoch, in
+# **Answer.** Up to these levels, yes. 1-SAM and J-SAM take up to 1.7 times as many epochs, and at equal accuracy on what is right 1-SAM and J-SAM are not ahead in test accuracy and have fitted
+# about as few wrong labels. The difference comes afterwards: SGD and L-SAM go on to memorise, 1-SAM and J-SAM go on to learn first and memorise later and less (the first picture). So do not read a curve at a fixed epoch, in
 # either direction.
 
 # %% [markdown]
@@ -183,8 +183,8 @@ kept.pivot_table(index=["experiment", "selection"], columns="method", values="po
 
 # %% [markdown]
 # **Answer.** In part. On Fashion-MNIST with a small convolutional network 1-SAM and J-SAM keep the gain at the end of training, and J-SAM's at early stopping can be told from none; L-SAM's
-# cannot. On 400 images of CIFAR-10 with a ResNet-8 that has a normalisation layer before every activation, trained by Adam, nobody gains anything. On the labels that people gave to CIFAR-10
-# every one of them is fitted in the end, by 1-SAM as by SGD. [REPORT.md](../REPORT.md) has all claims and where the evidence is thin.
+# cannot. On 400 images of CIFAR-10 with a ResNet-8 that has a normalisation layer before every activation, trained by Adam, no gain can be told. On the labels that people gave to CIFAR-10
+# all or nearly all wrong ones are fitted in the end, by 1-SAM as by SGD. [REPORT.md](../REPORT.md) has all claims and where the evidence is thin.
 #
 # ## What this page does not show
 #
