@@ -27,7 +27,7 @@ from noisesam.plotting.gradient_weight import plot_gradient_weight
 from noisesam.plotting.memorisation import plot_memorisation
 from noisesam.plotting.norms import plot_norms
 from noisesam.plotting.saving import save
-from noisesam.plotting.weights_against_loss import plot_weights_against_loss
+from noisesam.plotting.weights_against_loss import plot_weights_against_loss, weights_shown
 
 RUN = ["run", "method", "setting", "seed"]
 
@@ -145,7 +145,7 @@ def _gradient_weight(tables: Tables) -> Picture:
 
 def _weights_against_loss(tables: Tables) -> Picture:
     table = weights_against_loss(tables)
-    return plot_weights_against_loss(table), table
+    return plot_weights_against_loss(table), weights_shown(table)
 
 
 def _memorisation(tables: Tables) -> Picture:

@@ -59,13 +59,8 @@ def plot_weights_against_loss(
         >>> plot_weights_against_loss(table).shape
         (2, 1)
     """
-    check(table, ["method", "epoch", "group", "bin", "loss", *_ROWS], source=_SOURCE, needs=_NEEDS)
-    rows, label = _chosen(table.dropna(subset=list(_ROWS), how="all"), method, setting)
-    shown = [part for part in ("clean", "noisy") if (rows["group"] == part).any()] or ["all"]
-    rows = rows[rows["group"].isin(shown)]
-    if rows.empty:
-        raise nothing_to_draw("logit or Jacobian weight", _NEEDS)
-    times = _times(rows["epoch"].unique(), epochs)
+    rows, label = _shown(table, epochs, method, setting)
+    shown, times = list(dict.fromkeys(sorted(rows["group"]))), sorted(rows["epoch"].unique())
     with style():
         flat, own = panels(ax, 2 * len(times), columns=len(times), width=2.7, height=2.2, sharex=True, sharey="row")
         grid = flat.reshape(2, len(times))
@@ -94,6 +89,31 @@ def plot_weights_against_loss(
         legend(flat, title=f"by loss bin; {band_note(seeds, band)}", own=own)
         wrap_titles(grid[0], own=own)
     return grid
+
+
+def weights_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that `plot_weights_against_loss` draws by default: one method at three times.
+
+    Args:
+        table: Table of `noisesam.analysis.weights_against_loss`.
+
+    Raises:
+        InputError: If the table lacks a column, or holds nothing to draw.
+    """
+    return _shown(table, None, None, None)[0]
+
+
+def _shown(
+    table: pd.DataFrame, epochs: Sequence[float] | Sequence[int] | None, method: str | None, setting: str | None
+) -> tuple[pd.DataFrame, str]:
+    """Return what is drawn of a table, and the label of its runs."""
+    check(table, ["method", "epoch", "group", "bin", "loss", *_ROWS], source=_SOURCE, needs=_NEEDS)
+    rows, label = _chosen(table.dropna(subset=list(_ROWS), how="all"), method, setting)
+    parts = [part for part in ("clean", "noisy") if (rows["group"] == part).any()] or ["all"]
+    rows = rows[rows["group"].isin(parts)]
+    if rows.empty:
+        raise nothing_to_draw("logit or Jacobian weight", _NEEDS)
+    return rows[rows["epoch"].isin(_times(rows["epoch"].unique(), epochs))], label
 
 
 def _label_losses(panel: Axes) -> None:
