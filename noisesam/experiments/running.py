@@ -16,10 +16,13 @@ from typing import Any, Literal
 from noisesam.errors import InputError, RunError
 from noisesam.experiments import processes
 from noisesam.experiments.jobs import FailedRunError, Failure, Job, Outcome, Progress, Report, is_finished
+from noisesam.experiments.pace import Pace
 from noisesam.experiments.work import make_run
 
 _POLL = 0.2
 """Seconds between two looks at what the workers have told."""
+_LOOK = 0.5
+"""Seconds between two computations of the time left: hundreds of runs report hundreds of epochs each."""
 
 
 def run_all(
@@ -196,6 +199,9 @@ class _Tally:
         self._resumed: dict[int, int] = {}
         self._warned: set[str] = set()
         self._started = time.monotonic()
+        self._pace = Pace(jobs)
+        self._left: float | None = None
+        self._next_look = 0.0
         self._total = sum(job.config.training.epochs for job in jobs)
         self._tell()
 
@@ -208,6 +214,7 @@ class _Tally:
         elif number not in self.over:
             self._resumed.setdefault(number, value)
             self._epochs[number] = value
+            self._pace.told(number, value, time.monotonic())
             self._tell()
 
     def end(self, number: int, future: Future[tuple[str, ...]]) -> None:
@@ -260,9 +267,20 @@ class _Tally:
 
     def _report(self, warning: str = "") -> Report:
         seconds, epochs = time.monotonic() - self._started, sum(self._epochs.values())
-        now = epochs - sum(self._resumed.values())
-        left = (self._total - epochs) * seconds / now if now > 0 else None
-        return Report(len(self.jobs), len(self.over), len(self.failures), epochs, self._total, seconds, left, warning)
+        if seconds >= self._next_look or len(self.over) == len(self.jobs):
+            self._next_look = seconds + _LOOK
+            done, left = self._work()
+            self._left = left * seconds / done if done > 0 else None
+        return Report(len(self.jobs), len(self.over), len(self.failures), epochs, self._total, seconds, self._left, warning)
+
+    def _work(self) -> tuple[float, float]:
+        """Return the seconds of work that were done by this call and that are left, whoever does them at once."""
+        done = left = 0.0
+        for number, epochs in self._epochs.items():
+            each = self._pace.seconds_per_epoch(number)
+            done += each * (epochs - self._resumed.get(number, 0))
+            left += each * (self.jobs[number].config.training.epochs - epochs)
+        return done, left
 
 
 def _unforeseen(name: str, error: Exception) -> Failure:
