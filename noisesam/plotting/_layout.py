@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -109,6 +110,10 @@ def wrap_titles(axes: np.ndarray, *, own: bool) -> None:
 
 
 _LINE = 0.165  # inches per legend line at the font size of the style
+_WIDEST_BESIDE = 0.45
+"""A legend that would take more of the figure's width than this goes below the Axes, which it would leave no room."""
+_DIRECT_WIDTH = 28
+"""Characters after which a name at the end of a line is broken."""
 
 
 def legend(axes: Iterable[Axes], *, title: str, own: bool, beside: bool = False, order: Sequence[str] = ()) -> None:
@@ -127,7 +132,7 @@ def legend(axes: Iterable[Axes], *, title: str, own: bool, beside: bool = False,
         every[-1].legend(
             handles, labels, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0, title=title, alignment="left"
         )
-    elif beside:
+    elif beside and _legend_width(labels) <= _WIDEST_BESIDE * 72.0 * figure.get_figwidth():
         figure.set_figheight(max(figure.get_figheight(), 0.5 + _LINE * len(labels)))
         figure.legend(handles, labels, loc="outside right upper", title=title, alignment="left")
     else:
@@ -141,10 +146,15 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     size = 8.0
     for rows in range(1, len(labels) + 1):
         columns = [labels[start : start + rows] for start in range(0, len(labels), rows)]
-        widest = [0.6 * size * max(map(len, column)) + (4.2 + 0.8) * size for column in columns]  # text, handle and its gap
+        widest = [_legend_width(column, size) for column in columns]
         if sum(widest) + 2.0 * size * len(columns) <= width:
             return len(columns)
     return 1
+
+
+def _legend_width(labels: Sequence[str], size: float = 8.0) -> float:
+    """Return what a column of a legend takes, in points: the text, the handle and its gap."""
+    return 0.6 * size * max(map(len, labels)) + (4.2 + 0.8) * size
 
 
 def label_outer(axes: np.ndarray, *, xlabel: str, ylabel: str) -> None:
@@ -166,8 +176,11 @@ def direct_labels(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
     figure.draw_without_rendering()  # settles the layout, so that heights in points are known
     size = 8.5
     height = ax.get_window_extent().height * 72.0 / figure.dpi
-    gap = 1.3 * size / height
-    ordered = sorted(ends, key=lambda end: end[1])
+    ordered = [
+        (x, y, textwrap.fill(text, _DIRECT_WIDTH, break_long_words=False, break_on_hyphens=False), color)
+        for x, y, text, color in sorted(ends, key=lambda end: end[1])
+    ]
+    gap = 1.3 * size * max(text.count("\n") + 1 for _, _, text, _ in ordered) / height
     to_axes = ax.transData + ax.transAxes.inverted()
     placed = spread(np.array([to_axes.transform((x, y))[1] for x, y, _, _ in ordered]), gap)
     placed += max(0.0, -placed[0]) - max(0.0, placed[-1] - 1.0)  # back beside the Axes

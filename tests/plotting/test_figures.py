@@ -214,6 +214,16 @@ def test_direct_labels_do_not_overlap_even_where_lines_end_together(tables):
     assert min(np.diff(centres)) >= 8.5 * ax.figure.dpi / 72  # the font size, in pixels
 
 
+@pytest.mark.parametrize(("count", "labels"), [(2, "direct"), (12, "auto"), (12, "legend")])
+def test_names_of_any_length_leave_the_axes_half_of_the_figure(count, labels):
+    names = [f"a method of one's own whose name has some seventy letters in all, rho 0.{number}" for number in range(count)]
+    rows = [(name, 0, e, "test", "all", "accuracy", 0.3 + 0.05 * e) for name in names for e in range(4)]
+    table = pd.DataFrame(rows, columns=["method", "seed", "epoch", "split", "group", "metric", "value"])
+    ax = plot_test_accuracy(table, labels=labels)
+    FigureCanvasAgg(figure_of(ax)).draw()
+    assert ax.get_window_extent().width >= 0.5 * figure_of(ax).bbox.width
+
+
 @pytest.mark.parametrize("kind", ["sd", "interval"])
 def test_accuracy_lines_and_bands_are_mean_and_spread_of_the_table(kind, tables):
     whole = tables(seeds=4)
