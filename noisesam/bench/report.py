@@ -102,6 +102,8 @@ def conditions(document: Document) -> list[str]:
         f"Medians of {options['rounds']} interleaved calls in one process ({options['slow_rounds']} for the loop, vmap and "
         f"Opacus), {options['clock']}; forward and backward, no optimizer update.",
     ]
+    if options.get("after_own_kind"):  # documents of before say nothing of it
+        sentences.append("Each but those of the loop, vmap and Opacus follows an untimed call of its own kind, as in training.")
     if options.get("keeps_freed_memory"):
         sentences.append(
             "The process keeps freed memory, for every contender alike, as `noisesam train` does: otherwise page faults decide."

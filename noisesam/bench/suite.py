@@ -262,6 +262,7 @@ def _surroundings(plan: Plan) -> dict[str, Any]:
             "settings": [{"threads": one.threads, "precision": one.precision} for one in plan.settings],
             "rounds": plan.rounds,
             "slow_rounds": plan.slow_rounds,
+            "after_own_kind": True,
             "slow": [one.name for one in plan.contenders if one.slow],
             "labels": {one.name: one.label for one in plan.contenders} | {BEST_VMAP: "1-SAM, best vmap"},
             "clock": clocks,

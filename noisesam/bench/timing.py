@@ -1,4 +1,4 @@
-"""Interleaved timing: every round calls each contender once, so that what disturbs the machine disturbs all alike."""
+"""Interleaved timing: every round times each contender once, so that what disturbs the machine disturbs all alike."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def measure(
     Args:
         case: Model, batch, precision.
         contenders: Who is timed.
-        rounds: Calls per contender.
+        rounds: Timed calls per contender, each after an untimed one of the same contender.
         slow_rounds: Calls per slow contender, spread over the rounds.
         told: Called with the contender's name before each of its calls.
 
@@ -70,12 +70,15 @@ def measure(
     clock = clock_of(case)
     spread = max(1, rounds // max(1, slow_rounds))
     for number in range(rounds):
-        # Who follows whom changes from round to round: a step pays for the caches that its predecessor leaves.
         start = number % len(contenders)
         for one in contenders[start:] + contenders[:start]:
             told(one.name)
             late = one.slow and (number % spread or len(timings[one.name].seconds) >= slow_rounds)
             if one.name in steps and not late:
+                if not one.slow:
+                    # A step pays for the caches and the freed memory that its predecessor leaves: in training that is a step
+                    # of its own kind. One that takes seconds does not feel it.
+                    _timed(case, steps[one.name], clock)
                 timings[one.name].seconds.append(_timed(case, steps[one.name], clock))
     return [*timings.values(), *_best_vmap(timings)]
 

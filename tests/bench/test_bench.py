@@ -6,6 +6,7 @@ import builtins
 import csv
 import dataclasses
 import io
+import itertools
 import json
 
 import pytest
@@ -156,6 +157,29 @@ def test_the_tolerance_is_that_of_what_multiplies():
     assert bound(Case, torch.float32, "float32") == 1e-2
     assert bound(Case, torch.float64, "float32") == bound(OnCuda, torch.float64, "float32") == 1e-9
     assert bound(Case, torch.float32, "bfloat16") == bound(OnCuda, torch.float32, "bfloat16") == 0.25
+
+
+def test_a_timed_call_follows_one_of_its_own_kind_whoever_comes_before(monkeypatch):
+    called: list[str] = []
+
+    def watched(name: str):
+        def prepare(case):
+            step = CONTENDERS[name].prepare(case)
+
+            def run():
+                called.append(name)
+                return step()
+
+            return run
+
+        return dataclasses.replace(CONTENDERS[name], prepare=prepare)
+
+    timings = measure(tiny("mlp", torch.float32), [watched(BASE), watched(LOOP), watched("norms")], rounds=3, slow_rounds=3)
+    in_rounds = called[2 + 1 + 2 :]  # warmed: the slow one once, the others twice
+    assert [len(timing.seconds) for timing in timings] == [3, 3, 3]
+    assert [in_rounds.count(name) for name in (BASE, LOOP, "norms")] == [6, 3, 6]
+    runs = [(name, len(list(group))) for name, group in itertools.groupby(in_rounds)]
+    assert all(length % 2 == 0 for name, length in runs if name != LOOP)
 
 
 def test_slow_contenders_run_fewer_rounds():
