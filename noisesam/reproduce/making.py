@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from noisesam.errors import ConfigurationError
-from noisesam.experiments import Job, Outcome, is_finished
+from noisesam.errors import ConfigurationError, NoisesamError
+from noisesam.experiments import Failure, Job, Outcome, is_finished
 from noisesam.runs.checkpoints import committed_steps
 
 Told = Callable[[str], None]
@@ -23,7 +23,7 @@ def make_in_turn(
     """Make the runs that are not finished yet, one after the other, and stop when the time is over.
 
     A run is stopped where it has just written a checkpoint (`checkpoint.every_steps` says how often), so that nothing is lost,
-    and never before it has come to the next one, so that every piece gets somewhere.
+    and never before it has come to the next one, so that every piece gets somewhere. A run that fails is passed over.
 
     Args:
         jobs: The runs, in the order in which they are made.
@@ -32,16 +32,13 @@ def make_in_turn(
         progress: Called with a line of text whenever a run has begun an epoch or ended.
 
     Returns:
-        How many runs were made and were finished before, and whether all are finished now.
-
-    Raises:
-        NoisesamError: What `noisesam.fit` raises.
+        How many runs were made, were finished before, and failed; and whether each of them has come to its end.
     """
     from noisesam.training import fit
 
     until = None if minutes is None else time.monotonic() + 60 * minutes
     waiting = [job for job in jobs if not is_finished(job)]
-    made = 0
+    made, failed = 0, list[Failure]()
     for number, job in enumerate(waiting):
         if number and until is not None and time.monotonic() >= until:
             break
@@ -54,8 +51,11 @@ def make_in_turn(
             )
         except OutOfTimeError:
             break
+        except NoisesamError as error:
+            failed.append(Failure(job.name, error.given, error.expected, error.remedy))
+            continue
         made += 1
-    return Outcome(made, len(jobs) - len(waiting)), made == len(waiting)
+    return Outcome(made, len(jobs) - len(waiting), tuple(failed)), made + len(failed) == len(waiting)
 
 
 class _Watch:

@@ -38,12 +38,19 @@ def gpu():
 
 def test_the_cpu_scale_is_four_settings_with_six_methods_and_at_least_three_seeds(cpu):
     assert set(cpu) == {"digits", "fashion", "cifar10", "cifar10n"}
-    for setting in cpu.values():
+    for name, setting in cpu.items():
         assert setting.sweep.methods == METHODS
         assert len(setting.sweep.seeds) >= 3
         assert set(setting.sweep.calibration.grids) == set(METHODS) - {"sgd"}
-        assert all(len(grid) == 3 for grid in setting.sweep.calibration.grids.values())
-        assert len(setting.sweep.calibration.tuning_seeds) == 1
+        for method, grid in setting.sweep.calibration.grids.items():
+            radii = [one["rho"] for one in grid] if method != "reg-sgd" else [one["weight"] for one in grid]
+            assert radii == sorted(radii), (name, method)
+            assert len(radii) >= 3, (name, method)
+            assert radii[-1] >= 10 * radii[0], (name, method)
+        tuning = setting.sweep.calibration.tuning_seeds
+        # Several tuning seeds, or one where a run takes minutes; never one that is reported.
+        assert len(tuning) >= (1 if name == "cifar10" else 2)
+        assert not {*tuning} & {*setting.sweep.seeds}
         main = setting.variants["main"]
         assert len(main) == 6 * len(setting.sweep.seeds)
         assert all(job.config.training.threads == 1 and job.config.data.validation_size for job in main)
@@ -112,7 +119,7 @@ def test_without_a_calibration_a_scale_is_refused_and_a_provisional_one_takes_th
         read_settings(SCALES["cpu"], tmp_path, tmp_path)
     (setting,) = read_settings(SCALES["cpu"], tmp_path, tmp_path, provisional=True)
     rho = {job.config.method.name: job.config.method.hyperparameters.get("rho") for job in setting.variants["main"]}
-    assert rho == {"sgd": None, "sam": 0.05, "1-sam": 0.05, "l-sam": 0.05, "j-sam": 0.05, "reg-sgd": None}
+    assert rho == {"sgd": None, "sam": 0.05, "1-sam": 0.01, "l-sam": 0.02, "j-sam": 0.01, "reg-sgd": None}
     with pytest.raises(ConfigurationError, match=r"No baek2024-gpu\*.toml"):
         sweep_files(SCALES["gpu"], tmp_path)
 
@@ -229,6 +236,20 @@ def test_runs_made_in_pieces_are_the_runs_made_at_once(tmp_path):
         assert own.status == "finished"
         drop = own.metrics["metric"] != "step_seconds"
         assert own.metrics[drop].equals(run.metrics[run.metrics["metric"] != "step_seconds"])
+
+
+def test_a_run_that_diverges_is_named_and_the_others_are_made(tmp_path):
+    from noisesam.experiments import Job
+
+    config = load_config(
+        {"data": {"train_size": 64}, "model": {"name": "mlp"}, "training": {"epochs": 2}, "tracking": {"probe_size": 0}}
+    )
+    broken = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e30))
+    jobs = [Job(broken, tmp_path / "broken"), Job(config, tmp_path / "sound")]
+    outcome, complete = make_in_turn(jobs)
+    assert (outcome.made, complete, [failure.name for failure in outcome.failed]) == (1, True, ["broken"])
+    assert "finite" in str(outcome.failed[0])
+    assert open_run(tmp_path / "sound").status == "finished"
 
 
 def test_a_run_is_as_long_as_its_parts():
