@@ -110,9 +110,10 @@ def find_controls(scale: Scale, settings: Sequence[Setting]) -> Findings:
     Raises:
         RunError: A run is missing or damaged, or a manifest contradicts what was asked for.
     """
-    manifests, judged, evidence, about = [], [], [], []
+    manifests, judged, evidence, about, listed = [], [], [], [], []
     for setting in settings:
         runs = _opened(setting)[MAIN]
+        listed += [(setting.name, run.path.name, run.id, run.status) for run in runs]
         finished = runs.filter(status="finished")
         manifests += check_manifests(finished)
         judged.append(judge_control(read_control(setting.name, runs)))
@@ -127,6 +128,7 @@ def find_controls(scale: Scale, settings: Sequence[Setting]) -> Findings:
         "points": controls.points,
         "settings": pd.concat(about, ignore_index=True),
         "comparisons": compared,
+        "runs": pd.DataFrame(listed, columns=["control", "run", "id", "status"]),
     }
     return Findings(scale, claims, verdicts(claims), tables, manifests=tuple(manifests), controls=controls)
 

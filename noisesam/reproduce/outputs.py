@@ -171,7 +171,8 @@ def section(findings: Findings, written: Written, command: str) -> str:
     manifests = f", [`{written.stem}-manifests.json`]({written.stem}-manifests.json)" if findings.manifests else ""
     parts.append(f"Tables: {tables}{manifests}. Every figure lies there as PNG and PDF with its numbers as CSV.")
     if findings.controls is not None:
-        parts.append(f"The ids of all {len(findings.manifests)} runs are in the manifests.")
+        name = written.tables["runs"].name
+        parts.append(f"The ids of all {len(findings.tables['runs'])} runs, control by control: [`{name}`]({name}).")
     if findings.runs:
         parts.append(markdown_table(("setting", "variant", "runs", "ids"), _run_rows(findings.runs)))
     return "\n\n".join(parts)

@@ -120,7 +120,7 @@ def test_a_run_that_diverges_is_named_and_left_out_and_ends_nothing(made):
 def test_tables_figures_and_the_section_are_kept(made):
     root, *_ = made
     kept = root / "kept"
-    for name in ("controls", "advantages", "points", "settings", "claims", "verdicts"):
+    for name in ("controls", "advantages", "points", "settings", "runs", "claims", "verdicts"):
         assert len(pd.read_csv(kept / f"baek2024-controls-{name}.csv")), name
     assert set(pd.read_csv(kept / "baek2024-controls-claims.csv")["claim"]) == {"C11"}
     for figure in ("width", "matched"):
