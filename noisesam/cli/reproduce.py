@@ -19,6 +19,8 @@ from noisesam.cli.console import (
     warn,
     warnings_in_words,
 )
+from noisesam.cli.reproduce_plan import introduce, show_plan
+from noisesam.cli.reproduce_shown import as_data, say_where, show_findings, show_published
 from noisesam.errors import RunError, unknown_name
 
 if TYPE_CHECKING:
