@@ -66,7 +66,7 @@ class Report:
     seconds: float
     """Wall time since the first run was handed out."""
     seconds_left: float | None
-    """At the pace so far; None before the first epoch."""
+    """At the pace so far; None before the first epoch, and while most of what is left is of models that were not timed yet."""
     warning: str = ""
     """A warning of a run, which names itself."""
 

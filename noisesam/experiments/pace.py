@@ -50,6 +50,10 @@ class Pace:
             timed.epochs += epoch - before[0]
             timed.seconds += second - before[1]
 
+    def knows(self, number: int) -> bool:
+        """Say whether an epoch of this run's data and model was timed; what others took is a guess, hours off or more."""
+        return any(kind in self._by_kind for kind in self._kinds[number][:-1])
+
     def seconds_per_epoch(self, number: int) -> float:
         """Return what an epoch of a run takes; 1 while nothing was timed, so that epochs are counted."""
         for kind in self._kinds[number]:

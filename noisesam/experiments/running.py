@@ -269,18 +269,20 @@ class _Tally:
         seconds, epochs = time.monotonic() - self._started, sum(self._epochs.values())
         if seconds >= self._next_look or len(self.over) == len(self.jobs):
             self._next_look = seconds + _LOOK
-            done, left = self._work()
-            self._left = left * seconds / done if done > 0 else None
+            self._left = self._time_left(seconds)
         return Report(len(self.jobs), len(self.over), len(self.failures), epochs, self._total, seconds, self._left, warning)
 
-    def _work(self) -> tuple[float, float]:
-        """Return the seconds of work that were done by this call and that are left, whoever does them at once."""
-        done = left = 0.0
+    def _time_left(self, seconds: float) -> float | None:
+        """Return the work that is left at the pace at which work was done, None while most of it is of unknown kinds."""
+        done = left = guessed = 0.0
         for number, epochs in self._epochs.items():
             each = self._pace.seconds_per_epoch(number)
+            ahead = each * (self.jobs[number].config.training.epochs - epochs)
             done += each * (epochs - self._resumed.get(number, 0))
-            left += each * (self.jobs[number].config.training.epochs - epochs)
-        return done, left
+            left += ahead
+            guessed += 0.0 if self._pace.knows(number) else ahead
+        whole_runs_only = not self._resumed  # an executor of the caller's: no epoch is ever told of
+        return left * seconds / done if done > 0 and (guessed <= 0.5 * left or whole_runs_only) else None
 
 
 def _unforeseen(name: str, error: Exception) -> Failure:

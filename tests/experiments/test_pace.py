@@ -41,6 +41,12 @@ def test_a_run_takes_what_its_kind_took_then_what_its_model_took_then_what_all_t
     assert pace.seconds_per_epoch(4) == 2.0
 
 
+def test_what_is_only_guessed_is_told_from_what_is_known(pace):
+    pace.told(0, 0, 0.0)
+    pace.told(0, 10, 10.0)
+    assert [pace.knows(number) for number in range(6)] == [True, True, False, True, True, False]
+
+
 def test_epochs_that_a_resumed_run_had_behind_it_are_not_timed(pace):
     pace.told(0, 40, 100.0)
     pace.told(0, 42, 108.0)
