@@ -114,7 +114,7 @@ toy.traps.set_index(["trap", "method"])[["rho", "peak_mean", "peak_sd", "gain_me
 # **First trap: the start.** From zero weights gradient descent does very well without help, 1-SAM gains nothing, and naive SAM is best. At zero every example has the same logit scale, so the first
 # step is the average over all examples, and that is a good direction already. A toy that starts at zero shows none of what it is meant to show.
 #
-# **Second trap: the model.** With two linear layers L-SAM, which perturbs the logit scale alone, beats 1-SAM and J-SAM, which perturbs the Jacobian alone (two seeds, so the intervals are wide). In the network of
+# **Second trap: the model.** With two linear layers L-SAM, which perturbs the logit scale alone, beats 1-SAM and J-SAM, which perturbs the Jacobian alone. In the network of
 # [03_deep_mechanism](03_deep_mechanism.ipynb) it is the other way round. So "L-SAM does not help" is a finding about a setting, not a law.
 #
 # **Third trap: the path.** Look at the ratios of the step terms once more, at the last step of the table. There 1-SAM with a middle radius may stand *below* gradient descent: it has fitted fewer

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from noisesam.markdown import markdown_table, replaced
 
@@ -136,12 +138,54 @@ def published_section(figures: Path) -> str:
     return "\n\n".join(blocks) if blocks else "No scale with CIFAR-10 is kept."
 
 
+def runs_section(figures: Path) -> str:
+    """Return how many runs each scale is, how long they took by their manifests, and of which commit and on what they are."""
+    rows = []
+    for scale in SCALES:
+        place = figures / f"baek2024-{scale}-manifests.json"
+        if not place.exists() or not (manifests := json.loads(place.read_text(encoding="utf-8"))):
+            continue
+        begun = [datetime.fromisoformat(one["times"]["created"]) for one in manifests]
+        ended = [datetime.fromisoformat(one["times"]["finished"]) for one in manifests]
+        each = sum((end - begin).total_seconds() for begin, end in zip(begun, ended, strict=True))
+        rows.append(
+            (
+                f"`{scale}`",
+                str(len(manifests)),
+                f"{(max(ended) - min(begun)).total_seconds() / 60:.1f}",
+                f"{each / 60:.1f}",
+                ", ".join(_distinct(one["git"]["commit"][:7] + "+changes" * one["git"]["dirty"] for one in manifests)),
+                ", ".join(_distinct(one["versions"]["torch"] for one in manifests)),
+                ", ".join(_distinct(_machine(one["hardware"]) for one in manifests)),
+            )
+        )
+    headings = (
+        "scale",
+        "runs",
+        "minutes from the first begun to the last ended",
+        "minutes of all runs",
+        "commit",
+        "torch",
+        "on",
+    )
+    return markdown_table(headings, rows) if rows else "No scale is kept with manifests."
+
+
 SECTIONS: dict[str, Callable[[Path], str]] = {
     "report-claims": claims_section,
     "report-gains": gains_section,
     "report-controls": controls_section,
     "report-published": published_section,
+    "report-runs": runs_section,
 }
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return sorted(set(values))
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return str(hardware["gpu"]) if hardware["gpu"] else f"{hardware['cpu']}, {hardware['cpu_count']} cores"
 
 
 def _path(figures: Path, scale: str, name: str) -> Path:

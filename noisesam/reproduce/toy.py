@@ -103,7 +103,7 @@ class ToyResult:
         return table[["method", "rho", "quantity", *TABLE_STEPS]]
 
 
-def toy_grid(seeds: int = 5, *, two_layer_seeds: int = 2) -> ToyResult:
+def toy_grid(seeds: int = 5, *, two_layer_seeds: int = 5) -> ToyResult:
     r"""Run the toy of docs/mechanism.md and both of its traps.
 
     Two classes y in {-1, +1} with x = y [B, gamma z], z ~ N(0, I_{d-1}), n = 500, d = 1000, B = 4, gamma = 1, and 40% of

@@ -43,7 +43,7 @@ def of(table: pd.DataFrame, setting: str, method: str, rho: float = NAN) -> pd.D
 def test_the_tables_have_their_columns_and_every_run_its_rows(toy):
     for name, columns in COLUMNS.items():
         assert tuple(getattr(toy, name).columns) == columns
-    linear, two_layer = 2 * len(METHODS) * 5, len(TWO_LAYER_METHODS) * 2
+    linear, two_layer = 2 * len(METHODS) * 5, len(TWO_LAYER_METHODS) * 5
     assert len(toy.accuracy) == linear * (STEPS + 1) + two_layer * (EPOCHS + 1)
     assert len(toy.runs) == linear + two_layer
     assert len(toy.ratios) == linear * len(RATIO_STEPS)
