@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -117,10 +118,11 @@ def _shown(
 
 
 def _label_losses(panel: Axes) -> None:
-    """Label decades, or 1, 2 and 5 of each where fewer than two are shown: the usual labels of such an axis overlap here."""
+    """Label decades, every second or third where there are many, or 1, 2 and 5 of each where there are fewer than two."""
     low, high = panel.get_xlim()
-    panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # With five ticks asked for the locator labels at most four: the usual labels of such an axis overlap in a narrow panel.
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=5))
+    panel.xaxis.set_major_formatter(FuncFormatter(_decade))
     panel.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -162,3 +164,10 @@ def _spans(values: pd.Series) -> float:
     """Return the largest over the smallest positive value."""
     positive = values[values > 0]
     return float(positive.max() / positive.min()) if len(positive) else 1.0
+
+
+def _decade(value: float, _: int) -> str:
+    """Write 0.001 to 100 as they are and other powers of ten in short: 1e-5."""
+    if 1e-3 <= value <= 100 or value <= 0:
+        return f"{value:g}"
+    return f"1e{round(math.log10(value))}"

@@ -363,9 +363,11 @@ def test_weights_are_drawn_bin_by_bin_at_the_nearest_probe_of_the_chosen_method(
         assert line(panel, "noisy train").get_ydata() == pytest.approx(by_bin[column].to_numpy())
 
 
-@pytest.mark.parametrize("highest", [0.6, 2.5, 9.0, 400.0])
-def test_the_losses_at_the_axis_of_weights_against_loss_do_not_overlap(highest):
-    losses, weights = np.geomspace(0.01, highest, 8), {"logit_weight": 1.1, "jacobian_weight": 1.0}
+@pytest.mark.parametrize(
+    ("lowest", "highest"), [(0.01, 0.6), (0.01, 2.5), (0.01, 9.0), (0.01, 400.0), (1e-5, 3.0), (1e-9, 9.0)]
+)
+def test_the_losses_at_the_axis_of_weights_against_loss_do_not_overlap(lowest, highest):
+    losses, weights = np.geomspace(lowest, highest, 8), {"logit_weight": 1.1, "jacobian_weight": 1.0}
     # Single examples span more than the bins' means that are drawn: the axis is logarithmic for less than a decade.
     rows = [
         {"method": "sgd", "epoch": epoch, "group": "clean", "bin": number, "loss": loss} | weights
