@@ -204,8 +204,8 @@ shown = {
 summary[list(shown)].rename(columns=shown).round(3)
 
 # %% [markdown]
-# **Answer.** With one forward and one backward pass the constant penalty keeps most of what J-SAM gains by the end of training: hardly any wrong label is fitted. The
-# adaptive penalty keeps a small part of it. It is exact where the network is linear, and here it is not: the picture above says how far its step is from J-SAM's. At early
+# **Answer.** With one forward and one backward pass the constant penalty has all of J-SAM's gain by the end of training, and fewer wrong labels are fitted. What the
+# adaptive penalty has cannot be told from none. It is exact where the network is linear, and here it is not: the picture above says how far its step is from J-SAM's. At early
 # stopping the differences are smaller, and the intervals say which of them can be told from none with these few seeds.
 #
 # ## What do they hold down?
