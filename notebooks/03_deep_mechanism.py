@@ -184,7 +184,7 @@ kept.pivot_table(index=["experiment", "selection"], columns="method", values="po
 
 # %% [markdown]
 # **Answer.** In part. On 400 images of CIFAR-10 with a ResNet-8 that is trained by Adam, 1-SAM and J-SAM keep 3 and 4 points at the end of training, on Fashion-MNIST with a small
-# convolutional network about 5, of which J-SAM's alone can be told from none; L-SAM has no gain that can be told on either. At early stopping none can be told outside of digits. On the labels that
+# convolutional network about 5, of which J-SAM's alone can be told from none; L-SAM has no gain that can be told on either, but with three seeds the two halves cannot be told from each other there. At early stopping none can be told outside of digits. On the labels that
 # people gave to CIFAR-10 there is no gain at the end. [REPORT.md](../REPORT.md) has all claims and where the evidence is thin.
 #
 # ## What this page does not show
