@@ -242,5 +242,5 @@ def test_the_toy_ends_with_its_verdicts_and_keeps_its_figures(tmp_path):
 def test_a_dry_run_of_the_toy_runs_nothing(tmp_path):
     result = call("--scale", "toy", "--dry-run", "--out", tmp_path / "out")
     assert result.exit_code == 0
-    assert "96 models in 3 settings" in words(result.output)
+    assert "135 models in 3 settings" in words(result.output)
     assert not (tmp_path / "out").exists()
