@@ -119,7 +119,7 @@ def kernel_factors(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *,
     if geometry.pointwise and geometry.groups == 1:
         columns = strided_pixels(x, geometry).flatten(2)
         outputs, seen = dy.flatten(2).transpose(1, 2), columns.transpose(1, 2)
-        return product_factors(outputs, seen, tuple(weight.shape), norms_only=norms_only)
+        return product_factors(outputs, seen, tuple(weight.shape))
     if prefers_patch_products(dy, weight, geometry, norms_only=norms_only):
         return PatchProducts(dy, x, weight, geometry)
     return Dense(kernel_gradients(dy, x, weight.to(x.dtype), geometry))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from noisesam.gradients.engine import products
 from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import examples_first
 from noisesam.gradients.engine.tape import Tape
@@ -44,14 +45,14 @@ def autocast_input(values: Tensor) -> Tensor:
     return values
 
 
-def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None = None, *, norms_only: bool = False) -> Factor:
+def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None = None) -> Factor:
     """Keep sum_t left_t right_t^T as factors while that is cheaper than the product, which is a fixed rule of the shapes.
 
-    As a perturbation the factors are met three times, by the norm, the outputs and the input gradients.
+    The norm alone takes T^2 (d + p) multiplications by factors, T d p by the product. As perturbations both are met twice more;
+    factors then need the shared map's T d p beside, but a product's memory is written and read six times.
     """
     positions, outputs, inputs = left.shape[1], left.shape[2], right.shape[2]
-    times = 1 if norms_only else 3
-    if positions == 1 or times * positions * (inputs + outputs) < inputs * outputs:
+    if positions == 1 or positions * (inputs + outputs) < inputs * outputs:
         return OuterProducts(left, right, shape)
     return Dense(torch.bmm(left.transpose(1, 2), right).view(-1, *(shape or (outputs, inputs))))
 
@@ -83,14 +84,14 @@ class _Linear(Function):
             output = product.view(*x.shape[:-1], outputs)
         elif isinstance(eps, Shared):
             moved = plain_weight + (eps.tensor.t() if transposed else eps.tensor).to(x.dtype)
-            output = torch.nn.functional.linear(x, moved, plain_bias)
+            output = products.linear(x, moved, plain_bias)
         else:
             reused = tape.recall_first(weight, x)
             if reused is None and isinstance(eps, OuterProducts):
                 output = _perturbed(x, plain_weight, _per_example_bias(plain_bias, bias_eps), eps, transposed)
                 bias_eps = None
             else:
-                output = not_a_view(torch.nn.functional.linear(x, plain_weight, plain_bias)) if reused is None else reused
+                output = not_a_view(products.linear(x, plain_weight, plain_bias)) if reused is None else reused
                 if reused is None and eps is None:
                     tape.remember_first(weight, x, output)
                 if isinstance(eps, OuterProducts):
@@ -116,21 +117,21 @@ class _Linear(Function):
                 tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
             if tape.tracks(ctx.weight):
                 pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
-                tape.record(ctx.weight, product_factors(*pair, norms_only=tape.norms_only))
+                tape.record(ctx.weight, product_factors(*pair))
         if tape.sharing:
             if ctx.needs_input_grad[1]:
                 pair = (x, dy) if ctx.transposed else (dy, x)
-                weight_gradient = pair[0].flatten(0, -2).t() @ pair[1].flatten(0, -2)
+                weight_gradient = products.transposed_matmul(pair[0].flatten(0, -2), pair[1].flatten(0, -2))
             if ctx.bias is not None and ctx.needs_input_grad[2]:
                 bias_gradient = dy.flatten(0, -2).sum(0)
         if ctx.needs_input_grad[0]:
             if moved is not None and moved.dim() == 3:
                 input_gradient = torch.bmm(_positions(dy), moved).view(x.shape)
             elif moved is not None:
-                input_gradient = dy @ moved
+                input_gradient = products.matmul(dy, moved)
             else:
                 plain = weight.to(dy.dtype)
-                input_gradient = dy @ (plain.t() if ctx.transposed else plain)
+                input_gradient = products.matmul(dy, plain.t() if ctx.transposed else plain)
                 if eps is not None:
                     written, seen = _seen_and_written(eps, dy.dtype, ctx.transposed)
                     input_gradient = _add_low_rank(input_gradient, dy, seen, written, eps.scale, fresh=True)
@@ -172,16 +173,16 @@ def not_a_view(output: Tensor) -> Tensor:
 def _perturbed(x: Tensor, weight: Tensor, bias: Tensor | None, eps: OuterProducts, transposed: bool) -> Tensor:
     """Return x W^T + b_i + c (x seen^T) written: the correction and the bias first, so that no further pass adds them."""
     seen, written = _seen_and_written(eps, x.dtype, transposed)
-    products = _products(x, seen, eps.scale)
-    output = torch.bmm(products, written) if bias is None else torch.baddbmm(bias.unsqueeze(1), products, written)
-    output = output.flatten(0, 1).addmm_(x.flatten(0, -2), weight.t())
+    met = _met(x, seen, eps.scale)
+    output = torch.bmm(met, written) if bias is None else torch.baddbmm(bias.unsqueeze(1), met, written)
+    output = products.add_linear_(output.flatten(0, 1), x.flatten(0, -2), weight)
     return output.view(*x.shape[:-1], weight.shape[0])
 
 
-def _products(x: Tensor, seen: Tensor, scale: Tensor | None) -> Tensor:
+def _met(x: Tensor, seen: Tensor, scale: Tensor | None) -> Tensor:
     """Return c x seen^T, (n, T, T)."""
-    products = torch.bmm(_positions(x), seen.transpose(1, 2))
-    return products if scale is None else products.mul_(scale.to(x.dtype).view(-1, 1, 1))
+    met = torch.bmm(_positions(x), seen.transpose(1, 2))
+    return met if scale is None else met.mul_(scale.to(x.dtype).view(-1, 1, 1))
 
 
 def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor, scale: Tensor | None, *, fresh: bool) -> Tensor:
@@ -190,11 +191,11 @@ def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor, scal
     `fresh` says that the output belongs to the caller alone and may be added to in place.
     """
     if x.dim() == 2 and seen.shape[1] == 1:
-        products = torch.linalg.vecdot(x, seen[:, 0])
-        products = (products if scale is None else products * scale.to(x.dtype)).unsqueeze(1)
-        return output.addcmul_(products, written[:, 0]) if fresh else torch.addcmul(output, products, written[:, 0])
-    products = _products(x, seen, scale)
+        met = torch.linalg.vecdot(x, seen[:, 0])
+        met = (met if scale is None else met * scale.to(x.dtype)).unsqueeze(1)
+        return output.addcmul_(met, written[:, 0]) if fresh else torch.addcmul(output, met, written[:, 0])
+    met = _met(x, seen, scale)
     if fresh and output.is_contiguous():
-        _positions(output).baddbmm_(products, written)
+        _positions(output).baddbmm_(met, written)
         return output
-    return torch.baddbmm(_positions(output), products, written).view(output.shape)
+    return torch.baddbmm(_positions(output), met, written).view(output.shape)

@@ -1,0 +1,140 @@
+"""Products with shared weights: float32's numbers whichever library computes them, in every memory order, twice the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noisesam.gradients.engine import products
+from noisesam.methods import make
+from noisesam.models import make as make_model
+
+M, D, P = 160, 192, 256  # 7.9 million multiplications, 110 for each entry of a weight's gradient
+MANY = 1024
+
+needs_avx512 = pytest.mark.skipif(
+    not products._quicker(), reason="this processor has no AVX-512, or this build of torch no oneDNN: torch's own products run"
+)
+
+Product = Callable[[Tensor, Tensor], Tensor]
+
+FORMS: dict[str, tuple[Product, tuple[int, int], tuple[int, int], Product]] = {
+    "linear": (lambda x, w: products.linear(x, w, None), (M, D), (P, D), lambda x, w: x @ w.t()),
+    "linear with a bias": (lambda x, w: products.linear(x, w, w[:, 0]), (M, D), (P, D), lambda x, w: x @ w.t() + w[:, 0]),
+    "matmul": (products.matmul, (M, D), (D, P), lambda x, w: x @ w),
+    "add_linear_": (
+        lambda x, w: products.add_linear_(x[:, :1].repeat(1, len(w)), x, w), (M, D), (P, D), lambda x, w: x @ w.t() + x[:, :1]
+    ),
+    "transposed_matmul": (products.transposed_matmul, (M, P), (M, D), lambda a, b: a.t() @ b),
+    "transposed_matmul of many rows": (products.transposed_matmul, (MANY, 72), (MANY, 40), lambda a, b: a.t() @ b),
+}  # fmt: skip
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "in rows": lambda values: values,
+    "in columns": lambda values: values.t().contiguous().t(),
+    "a part of a larger one": lambda values: torch.cat([values, values], 1)[:, : values.shape[1]],
+    "every second entry": lambda values: values.repeat_interleave(2, dim=1)[:, ::2],
+    "one row for all": lambda values: values[:1].expand_as(values),
+}
+
+
+class Calls(TorchDispatchMode):
+    """The names of the functions that reach the dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def onednn(self) -> bool:
+        """Whether oneDNN's linear map or a convolution was among them."""
+        return any("_linear_pointwise" in name or "convolution" in name for name in self.names)
+
+
+def drawn(shape: tuple[int, int], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("second", LAYOUTS)
+@pytest.mark.parametrize("first", LAYOUTS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_large_product_errs_by_no_more_than_float32_may(form: str, first: str, second: str) -> None:
+    function, left_shape, right_shape, exact = FORMS[form]
+    left, right = LAYOUTS[first](drawn(left_shape, 0)), LAYOUTS[second](drawn(right_shape, 1))
+    found = function(left, right)
+    # k products summed in any order err by at most k u / (1 - k u) times the sum of their sizes, u half of epsilon.
+    terms = max(left_shape[0], D) + 2
+    unit = terms * torch.finfo(torch.float32).eps / 2
+    allowed = unit / (1 - unit) * exact(left.double().abs(), right.double().abs())
+    assert found.dtype == torch.float32
+    assert ((found.double() - exact(left.double(), right.double())).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_calls_give_the_same_bits(form: str) -> None:
+    function, left_shape, right_shape, _ = FORMS[form]
+    left, right = drawn(left_shape, 0), drawn(right_shape, 1)
+    assert torch.equal(function(left, right), function(left, right))
+
+
+@needs_avx512
+@pytest.mark.parametrize("form", FORMS)
+def test_a_large_product_in_float32_goes_to_onednn(form: str) -> None:
+    function, left_shape, right_shape, _ = FORMS[form]
+    with Calls() as calls:
+        function(drawn(left_shape, 0), drawn(right_shape, 1))
+    assert calls.onednn
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_small_or_of_another_type_stays_with_torch_to_the_bit(form: str) -> None:
+    function, left_shape, right_shape, exact = FORMS[form]
+    left, right = drawn(left_shape, 0), drawn(right_shape, 1)
+    with Calls() as calls:
+        torch.testing.assert_close(function(left.double(), right.double()), exact(left.double(), right.double()))
+        function(left.bfloat16(), right.bfloat16())
+        few = slice(0, 2 if form.endswith("rows") else 8)
+        small = (left[:, few], right[few]) if form == "matmul" else (left[:, few], right[:, few])
+        function(*small)
+    assert not calls.onednn
+
+
+def test_onednn_switched_off_is_not_used() -> None:
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of GPUs of another maker
+    try:
+        with Calls() as calls:
+            products.linear(drawn((M, D), 0), drawn((P, D), 1), None)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+    assert not calls.onednn
+
+
+def test_a_gradient_of_narrow_factors_stays_with_torch() -> None:
+    """Both operands would be written out anew for few multiplications each."""
+    with Calls() as calls:
+        products.transposed_matmul(drawn((600, 8), 0), drawn((600, 640), 1))
+    assert not calls.onednn
+
+
+@pytest.mark.parametrize("name", ["1-sam", "l-sam", "j-sam"])
+def test_a_step_of_a_wide_model_in_float32_is_the_step_in_float64(name: str) -> None:
+    model = make_model("mlp", input_shape=(96,), classes=4, hidden=(256, 256), seed=0)
+    inputs, targets = drawn((96, 96), 2), torch.arange(96) % 4
+    with Calls() as calls:
+        result = make(name, model, rho=0.1).backward(inputs, targets)
+    assert calls.onednn or not products._quicker()
+    single = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+    model.double().zero_grad()
+    exact = make(name, model, rho=0.1).backward(inputs.double(), targets)
+    double = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    # A hundred roundings of 6e-8 in a row, as in three passes through three layers, make 6e-6.
+    assert (single - double).norm() <= 6e-6 * double.norm()
+    assert abs(float(result.loss) - float(exact.loss)) <= 6e-6 * float(exact.loss)
