@@ -43,7 +43,10 @@ class Dense(Factor):
 
     def squared_norm(self) -> Float[Tensor, " n"]:
         """Return the sum of squares of every row."""
-        rows = accurate(self._tensor).reshape(self._tensor.shape[0], -1)  # a scalar parameter has no further axis
+        tensor = accurate(self._tensor)
+        # In memory order, whatever order the axes are in: a norm does not mind, and nothing is written out anew.
+        order = sorted(range(1, tensor.dim()), key=lambda axis: -tensor.stride(axis))
+        rows = tensor.permute(0, *order).reshape(tensor.shape[0], -1)  # a scalar parameter has no further axis
         squares = torch.linalg.vector_norm(rows, dim=1).square()
         return squares if self._scale is None else squares * self._scale.square()
 
@@ -72,6 +75,12 @@ class Dense(Factor):
     def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
         """Return the rows times their scale."""
         return Dense(self._tensor, scale if self._scale is None else self._scale * scale)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether every example's kernel lies in memory with its channels last."""
+        one = self._tensor[0]
+        return one.dim() == 4 and not one.is_contiguous() and one.is_contiguous(memory_format=torch.channels_last)
 
     def for_one_use(self) -> Dense:
         """Return the same tensors, to be used once: `added_to` may then overwrite them, which saves their memory again."""

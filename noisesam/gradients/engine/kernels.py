@@ -2,7 +2,7 @@
 
 grouped   one convolution with n times the groups: right for small kernels over many positions
 loop      one convolution per example: right for large kernels on a CPU, keeps channels-last images as they are
-unfolded  patches written out and one batched product: right on a GPU, where both others are slow
+unfolded  patches written out and one batched product: right for few input channels, and on a GPU, where both others are slow
 
 The choice depends on shapes and device alone, never on a clock, so that two runs compute the same bits.
 """
@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import fold, unfold
+from torch.nn.functional import fold
 
-from noisesam.gradients.engine.patches import Geometry
+from noisesam.gradients.engine.patches import Geometry, written_patches
 from noisesam.gradients.factors import Dense
 
 # Nanoseconds on one core, measured on convolutions from 16 to 512 channels and 4 to 32 pixels a side; only ratios matter.
@@ -32,6 +32,8 @@ STRIDED_GROUPED_INPUT_GRADIENT = 10.0
 REORDERING = 2.0
 # On a GPU a Gram matrix is cheap up to this many positions; above it patches are written out.
 GPU_GRAM_POSITIONS = 256
+# oneDNN reads sixteen channels at a time; images of colours leave most of them empty.
+FEW_INPUTS = 4
 # Patches written out at once, in numbers.
 UNFOLDED_AT_ONCE = 2**27
 
@@ -54,9 +56,13 @@ class OwnKernels:
         if self._all is not None:
             yield from enumerate(self._all)
             return
-        buffer = torch.empty_like(self.weight)
+        order = torch.channels_last if self.eps.channels_last else torch.contiguous_format
+        weight = self.weight.contiguous(
+            memory_format=order
+        )  # as the gradients lie: a sum across two orders takes ten times as long
+        buffer = torch.empty_like(weight)
         for i in range(examples):
-            yield i, self.eps.one_added_to(self.weight, i, buffer)
+            yield i, self.eps.one_added_to(weight, i, buffer)
 
 
 def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, norms_only: bool = False) -> bool:
@@ -83,32 +89,42 @@ def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, no
     return gram < min(grouped, loop)
 
 
-def _way(like: Tensor, weight_size: int, per_weight: float, extra: float = 0.0) -> str:
+def _way(like: Tensor, weight_size: int, per_weight: float, extra: float = 0.0, *, few_inputs: bool = False) -> str:
     if like.device.type != "cpu":
         return "unfolded" if like.dim() == 4 else "grouped"
+    if few_inputs:
+        return "unfolded"
     grouped = max(0, weight_size - SMALL_KERNEL) * per_weight + extra
     loop = CALL + weight_size * LOOP_PER_WEIGHT
-    if like.dim() == 4 and _channels_last(like):
+    if channels_last(like):
         grouped += (
             2 * like[0].numel() * REORDERING
         )  # the grouped form needs the images, and leaves its results, in another order
     return "loop" if loop < grouped else "grouped"
 
 
-def _channels_last(images: Tensor) -> bool:
-    return not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
+def _few_inputs(images: Tensor) -> bool:
+    return images.dim() == 4 and images.shape[1] <= FEW_INPUTS
+
+
+def channels_last(images: Tensor) -> bool:
+    """Whether two-dimensional images lie in memory with their channels last, and not both ways."""
+    return images.dim() == 4 and not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
 
 
 def kernel_gradients(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """Return the kernel's gradient of every example, (n, *weight.shape)."""
     n = x.shape[0]
-    way = _way(x, weight.numel(), GROUPED_GRADIENT_PER_WEIGHT)
+    way = _way(x, weight.numel(), GROUPED_GRADIENT_PER_WEIGHT, few_inputs=_few_inputs(x))
     if way == "unfolded" and geometry.groups == 1:
         outputs = dy.flatten(2)
-        pieces = [torch.bmm(outputs[rows], columns.transpose(1, 2)) for rows, columns in _columns(x, geometry)]
-        return torch.cat(pieces).view(n, *weight.shape)
+        found = _joined([torch.bmm(outputs[rows], columns.transpose(1, 2)) for rows, columns in _columns(x, geometry)])
+        return found.view(n, *weight.shape)
     if way == "loop":
-        pieces = [geometry.pull_back(dy[i : i + 1], x[i : i + 1], weight, (False, True))[1] for i in range(n)]
+        # Only the kernel's shape and memory order matter; in the order of the images it is not written out at every call.
+        order = torch.channels_last if channels_last(x) else torch.contiguous_format
+        kernel = torch.empty_like(weight, memory_format=order)
+        pieces = [geometry.pull_back(dy[i : i + 1], x[i : i + 1], kernel, (False, True))[1] for i in range(n)]
         return torch.stack([piece for piece in pieces if piece is not None])
     kernels = weight.new_empty(1).expand(n * weight.shape[0], *weight.shape[1:])
     merged = geometry.pull_back(_merged(dy), _merged(x), kernels, (False, True), n * geometry.groups)[1]
@@ -122,20 +138,14 @@ def convolve_each(x: Tensor, own: OwnKernels, geometry: Geometry) -> Tensor:
     if geometry.pointwise and geometry.groups == 1:
         seen, kernels = strided_pixels(x, geometry), own.all()
         return torch.bmm(kernels.flatten(2), seen.flatten(2)).view(n, kernels.shape[1], *seen.shape[2:])
-    way = _way(x, own.weight.numel(), GROUPED_PER_WEIGHT)
+    way = _way(x, own.weight.numel(), GROUPED_PER_WEIGHT, few_inputs=_few_inputs(x))
     if way == "loop":
         return _stacked(x, n, (geometry.convolve(x[i : i + 1], kernel, None) for i, kernel in own.each(n)))
     kernels = own.all()
     if way == "unfolded" and geometry.groups == 1:
         flat = kernels.flatten(2)
-        sides = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                x.shape[2:], geometry.kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True
-            )
-        ]
-        pieces = [torch.bmm(flat[rows], columns) for rows, columns in _columns(x, geometry)]
-        return torch.cat(pieces).view(n, kernels.shape[1], *sides)
+        found = _joined([torch.bmm(flat[rows], columns) for rows, columns in _columns(x, geometry)])
+        return found.view(n, kernels.shape[1], *geometry.positions(x))
     merged = geometry.convolve(_merged(x), kernels.flatten(0, 1), None, n * geometry.groups)
     return merged.view(n, kernels.shape[1], *merged.shape[2:])
 
@@ -162,7 +172,7 @@ def pull_back_each(dy: Tensor, x: Tensor, own: OwnKernels, geometry: Geometry) -
             pieces.append(
                 fold(columns, tuple(x.shape[2:]), geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
             )
-        return torch.cat(pieces)
+        return _joined(pieces)
     merged = geometry.pull_back(_merged(dy), _merged(x), kernels.flatten(0, 1), (True, False), n * geometry.groups)[0]
     assert merged is not None
     return merged.view(x.shape)
@@ -174,7 +184,7 @@ def _stacked(like: Tensor, n: int, rows: Iterable[Tensor | None]) -> Tensor:
     for i, row in enumerate(rows):
         assert row is not None
         if stacked is None:
-            order = torch.channels_last if row.dim() == 4 and _channels_last(like) else torch.contiguous_format
+            order = torch.channels_last if channels_last(like) else torch.contiguous_format
             stacked = torch.empty((n, *row.shape[1:]), dtype=row.dtype, device=row.device, memory_format=order)
         stacked[i : i + 1].copy_(row)
     assert stacked is not None
@@ -198,6 +208,10 @@ def _merged(images: Tensor) -> Tensor:
     return images.reshape(1, -1, *images.shape[2:])
 
 
+def _joined(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
 def _pieces(n: int, numbers: int) -> list[slice]:
     size = max(1, UNFOLDED_AT_ONCE // max(numbers, 1))
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
@@ -207,4 +221,4 @@ def _columns(x: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
     """Yield the patches written out, a bounded number of examples at a time."""
     per_example = x[0].numel() * math.prod(geometry.kernel)
     for rows in _pieces(x.shape[0], per_example):
-        yield rows, unfold(x[rows], geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
+        yield rows, written_patches(x[rows], geometry)

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
@@ -40,6 +41,7 @@ class Tape:
         self._perturbation = perturbation or {}
         self._factors: dict[str, list[Factor]] = defaultdict(list)
         self._first_outputs: dict[int, tuple[Tensor, Tensor, int]] = {}
+        self._channels_last: dict[int, tuple[Tensor, int]] = {}
         self._previous = previous
         self._consume = consume
         self._uses: Counter[int] = Counter()
@@ -96,6 +98,17 @@ class Tape:
         if not inputs.requires_grad:
             # Detached, but with the same version counter: a tape that held its own graph would never be freed.
             self._first_outputs[id(weight)] = (inputs, outputs.detach(), outputs._version)
+
+    def channels_last(self, kernel: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a convolution's kernel with its channels last in memory, written out once for all passes of a step."""
+        for tape in (self, self._previous):
+            found = None if tape is None else tape._channels_last.get(id(kernel))
+            if found is not None and found[0].dtype == dtype and found[1] == kernel._version:
+                self._channels_last[id(kernel)] = found
+                return found[0]
+        arranged = kernel.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+        self._channels_last[id(kernel)] = (arranged, kernel._version)
+        return arranged
 
     def recall_first(self, weight: Tensor, inputs: Tensor) -> Tensor | None:
         """Return the previous evaluation's output of this layer if it saw the very same data and nothing changed it."""

@@ -20,6 +20,7 @@ from noisesam.gradients.engine.interception import UnsupportedParameterUse, regi
 from noisesam.gradients.engine.kernels import (
     OwnKernels,
     add_strided,
+    channels_last,
     convolve_each,
     kernel_gradients,
     prefers_patch_products,
@@ -141,7 +142,7 @@ class _Convolution(Function):
         eps: Factor | None,
         bias_eps: Factor | None,
     ) -> Tensor:
-        plain, plain_bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+        plain, plain_bias = _kernel(weight, x, tape), None if bias is None else bias.to(x.dtype)
         moved = own = None
         if isinstance(eps, Dense):
             own = OwnKernels(plain.detach(), eps)
@@ -187,7 +188,7 @@ class _Convolution(Function):
         if tape.sharing and ctx.bias is not None and ctx.needs_input_grad[2]:
             db = dy.transpose(0, 1).flatten(1).sum(1)
         wants_input, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and tape.sharing
-        plain = weight.to(dy.dtype)
+        plain = _kernel(weight, x, tape)
         if moved is None and ctx.own is None:
             dx, dw = geometry.pull_back(dy, x, plain, (wants_input, wants_weight))
             if wants_input and isinstance(eps, PatchProducts):
@@ -203,6 +204,13 @@ class _Convolution(Function):
             elif wants_input:
                 dx = pull_back_each(dy, x, ctx.own, geometry)
         return dx, dw, db, *[None] * 4
+
+
+def _kernel(weight: Tensor, x: Tensor, tape: Tape) -> Tensor:
+    """Return the kernel in the type and, on a CPU, the memory order of the images: oneDNN would write it out at every call."""
+    if x.device.type == "cpu" and channels_last(x):
+        return tape.channels_last(weight, x.dtype)
+    return weight.to(x.dtype)
 
 
 def _add_products(output: Tensor, left: Tensor, right: Tensor, *, fresh: bool) -> Tensor:

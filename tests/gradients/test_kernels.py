@@ -1,0 +1,110 @@
+"""Convolutions with a kernel for every example: one result, whichever way is taken and however the images lie in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noisesam.gradients.engine import kernels
+from noisesam.gradients.engine.kernels import OwnKernels, convolve_each, kernel_gradients, pull_back_each
+from noisesam.gradients.engine.patches import Geometry, written_patches
+from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.factors import Dense
+from noisesam.methods import make
+from noisesam.models import make as make_model
+
+ORDERS = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
+GEOMETRIES = {
+    "plain": Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "strided": Geometry((3, 2), (2, 1), (1, 0), (1, 1), 1),
+    "dilated": Geometry((2, 3), (1, 2), (2, 1), (2, 1), 1),
+}
+
+
+def drawn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("way", ["grouped", "loop", "unfolded"])
+def test_every_way_is_one_convolution_per_example(monkeypatch, way, geometry, order):
+    monkeypatch.setattr(kernels, "_way", lambda *_, **__: way)
+    chosen = GEOMETRIES[geometry]
+    n, inputs, outputs = 3, 5, 4
+    x = drawn(n, inputs, 7, 6, seed=0).contiguous(memory_format=ORDERS[order])
+    weight, eps = drawn(outputs, inputs, *chosen.kernel, seed=1), drawn(n, outputs, inputs, *chosen.kernel, seed=2)
+    own = OwnKernels(weight, Dense(eps).scaled(torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)))
+    scale = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64).view(3, 1, 1, 1, 1)
+    leaves = x.clone().requires_grad_(), (weight + scale * eps).requires_grad_()
+    pairs = zip(*leaves, strict=True)
+    expected = torch.stack([chosen.convolve(one[None], kernel, None)[0] for one, kernel in pairs])
+    dy = drawn(*expected.shape, seed=3).contiguous(memory_format=ORDERS[order])
+    input_gradient, kernel_gradient = torch.autograd.grad(expected, leaves, dy)
+    close = {"rtol": 1e-12, "atol": 1e-12}  # some thirty products summed in another order
+    torch.testing.assert_close(convolve_each(x, own, chosen), expected.detach(), **close)
+    torch.testing.assert_close(pull_back_each(dy, x, own, chosen), input_gradient, **close)
+    found = kernel_gradients(dy, x, weight, chosen)
+    torch.testing.assert_close(found, kernel_gradient, **close)
+    torch.testing.assert_close(Dense(found).squared_norm(), kernel_gradient.flatten(1).square().sum(1), **close)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_written_patches_are_those_of_unfold(geometry):
+    x, chosen = drawn(2, 3, 7, 6, seed=4), GEOMETRIES[geometry]
+    expected = torch.nn.functional.unfold(x, chosen.kernel, chosen.dilation, chosen.padding, chosen.stride)
+    assert torch.equal(written_patches(x, chosen), expected)
+    assert torch.equal(written_patches(x.contiguous(memory_format=torch.channels_last), chosen), expected)
+
+
+def test_gradients_that_lie_channels_last_are_added_without_a_change_of_order():
+    rows = drawn(2, 4, 3, 3, 5, seed=5).permute(0, 1, 4, 2, 3)
+    assert Dense(rows).channels_last
+    assert not Dense(rows.contiguous()).channels_last
+    assert not Dense(rows[..., :1, :1].contiguous()).channels_last  # one pixel lies both ways
+
+
+class Kernels(TorchDispatchMode):
+    """The kernels of 48 x 48 channels that meet images with channels last, and how often one is written out so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[Tensor] = []
+        self.written = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if str(func) == "aten.clone.default":
+            self.written += found.shape == (48, 48, 3, 3) and found.is_contiguous(memory_format=torch.channels_last)
+        if "convolution" in str(func):
+            images, kernel = (args[0], args[1]) if str(func) == "aten.convolution.default" else (args[1], args[2])
+            if kernel.shape == (48, 48, 3, 3) and kernels.channels_last(images):
+                self.met.append(kernel)
+        return found
+
+
+def test_a_kernel_is_written_channels_last_once_for_all_passes_of_a_step():
+    torch.manual_seed(0)
+    model = make_model("resnet8", input_shape=(3, 16, 16), classes=3, width=12).float()  # the last stage has 48 channels
+    method, batch = make("1-sam", model, rho=0.1), (torch.randn(4, 3, 16, 16).float(), torch.arange(4) % 3)
+    method.backward(*batch)  # the engine is proven for this model first
+    model.zero_grad()
+    with Kernels() as seen:
+        method.backward(*batch)
+    assert len(seen.met) >= 4  # forward and reverse, at w and at w + eps
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in seen.met)
+    assert seen.written == 1
+
+
+def test_a_kernel_that_has_changed_is_written_anew():
+    weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+    tape = Tape({"weight": weight}, 1)
+    before = tape.channels_last(weight, torch.float32)
+    assert Tape({"weight": weight}, 1, previous=tape).channels_last(weight, torch.float32) is before
+    with torch.no_grad():
+        weight.add_(1)
+    after = Tape({"weight": weight}, 1, previous=tape).channels_last(weight, torch.float32)
+    assert torch.equal(after, weight.detach())
+    assert torch.equal(tape.channels_last(weight, torch.float64), weight.detach().double())
