@@ -54,6 +54,15 @@ class Dense(Factor):
         """Return the tensors, scaled."""
         return self._tensor if self._scale is None else self._tensor * self._aligned_scale()
 
+    @property
+    def in_full_precision(self) -> bool:
+        """Whether a sum over the examples loses nothing to their having been rounded to sixteen bits one by one."""
+        return self._tensor.element_size() >= 4
+
+    def total(self) -> Tensor:
+        """Return the sum over the examples, of the parameter's shape."""
+        return self.dense().sum(0)
+
     def bytes_kept(self) -> int:
         """Return the memory of the tensors."""
         return self._tensor.numel() * self._tensor.element_size()

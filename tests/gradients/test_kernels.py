@@ -108,3 +108,19 @@ def test_a_kernel_that_has_changed_is_written_anew():
     after = Tape({"weight": weight}, 1, previous=tape).channels_last(weight, torch.float32)
     assert torch.equal(after, weight.detach())
     assert torch.equal(tape.channels_last(weight, torch.float64), weight.detach().double())
+
+
+@pytest.mark.parametrize("way", ["grouped", "loop", "unfolded"])
+def test_patches_written_out_in_parts_give_what_all_at_once_give(monkeypatch, way):
+    monkeypatch.setattr(kernels, "_way", lambda *_, **__: way)
+    chosen, weight = GEOMETRIES["plain"], drawn(4, 3, 3, 3, seed=6)
+    x, dy, eps = drawn(5, 3, 6, 6, seed=7), drawn(5, 4, 6, 6, seed=8), drawn(5, 4, 3, 3, 3, seed=9)
+    found = []
+    for numbers in (2**18, 2 * x[0].numel() * 9):  # all five at once; two by two, and one
+        monkeypatch.setattr(kernels, "UNFOLDED_ON_CPU", numbers)
+        own = OwnKernels(weight, Dense(eps))
+        found.append(
+            (kernel_gradients(dy, x, weight, chosen), convolve_each(x, own, chosen), pull_back_each(dy, x, own, chosen))
+        )
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)

@@ -34,7 +34,8 @@ REORDERING = 2.0
 GPU_GRAM_POSITIONS = 256
 # oneDNN reads sixteen channels at a time; images of colours leave most of them empty.
 FEW_INPUTS = 4
-# Patches written out at once, in numbers.
+# Patches written out at once, in numbers: on a CPU what stays in a core's cache.
+UNFOLDED_ON_CPU = 2**18
 UNFOLDED_AT_ONCE = 2**27
 
 
@@ -118,7 +119,9 @@ def kernel_gradients(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) 
     way = _way(x, weight.numel(), GROUPED_GRADIENT_PER_WEIGHT, few_inputs=_few_inputs(x))
     if way == "unfolded" and geometry.groups == 1:
         outputs = dy.flatten(2)
-        found = _joined([torch.bmm(outputs[rows], columns.transpose(1, 2)) for rows, columns in _columns(x, geometry)])
+        found = x.new_empty(n, outputs.shape[1], weight[0].numel())
+        for rows, columns in _columns(x, geometry):
+            torch.bmm(outputs[rows], columns.transpose(1, 2), out=found[rows])
         return found.view(n, *weight.shape)
     if way == "loop":
         # Only the kernel's shape and memory order matter; in the order of the images it is not written out at every call.
@@ -144,8 +147,10 @@ def convolve_each(x: Tensor, own: OwnKernels, geometry: Geometry) -> Tensor:
     kernels = own.all()
     if way == "unfolded" and geometry.groups == 1:
         flat = kernels.flatten(2)
-        found = _joined([torch.bmm(flat[rows], columns) for rows, columns in _columns(x, geometry)])
-        return found.view(n, kernels.shape[1], *geometry.positions(x))
+        found = x.new_empty(n, flat.shape[1], *geometry.positions(x))
+        for rows, columns in _columns(x, geometry):
+            torch.bmm(flat[rows], columns, out=found[rows].flatten(2))
+        return found
     merged = geometry.convolve(_merged(x), kernels.flatten(0, 1), None, n * geometry.groups)
     return merged.view(n, kernels.shape[1], *merged.shape[2:])
 
@@ -167,12 +172,12 @@ def pull_back_each(dy: Tensor, x: Tensor, own: OwnKernels, geometry: Geometry) -
     if way == "unfolded" and geometry.groups == 1:
         flat, outputs = kernels.flatten(2), dy.flatten(2)
         pieces = []
-        for rows in _pieces(n, flat.shape[2] * outputs.shape[2]):
+        for rows in _pieces(x, flat.shape[2] * outputs.shape[2]):
             columns = torch.bmm(flat[rows].transpose(1, 2), outputs[rows])
             pieces.append(
                 fold(columns, tuple(x.shape[2:]), geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
             )
-        return _joined(pieces)
+        return torch.cat(pieces)
     merged = geometry.pull_back(_merged(dy), _merged(x), kernels.flatten(0, 1), (True, False), n * geometry.groups)[0]
     assert merged is not None
     return merged.view(x.shape)
@@ -208,17 +213,15 @@ def _merged(images: Tensor) -> Tensor:
     return images.reshape(1, -1, *images.shape[2:])
 
 
-def _joined(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _pieces(n: int, numbers: int) -> list[slice]:
-    size = max(1, UNFOLDED_AT_ONCE // max(numbers, 1))
+def _pieces(images: Tensor, numbers: int) -> list[slice]:
+    """Return the examples, in parts whose patches of so many numbers each are written out together."""
+    n, together = len(images), UNFOLDED_ON_CPU if images.device.type == "cpu" else UNFOLDED_AT_ONCE
+    size = max(1, together // max(numbers, 1))
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
 def _columns(x: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
     """Yield the patches written out, a bounded number of examples at a time."""
     per_example = x[0].numel() * math.prod(geometry.kernel)
-    for rows in _pieces(x.shape[0], per_example):
+    for rows in _pieces(x, per_example):
         yield rows, written_patches(x[rows], geometry)

@@ -179,18 +179,23 @@ class _Convolution(Function):
         (dy,) = output_gradients
         x, weight, moved = ctx.saved_tensors
         tape, geometry, eps = ctx.tape, ctx.geometry, ctx.low_rank
-        dx = dw = db = None
+        dx = dw = db = factor = None
         if tape.recording:
             if ctx.bias is not None and tape.tracks(ctx.bias):
                 tape.record(ctx.bias, Dense(dy.flatten(2).sum(2)))
             if tape.tracks(ctx.weight):
-                tape.record(ctx.weight, kernel_factors(dy, x.detach(), weight, geometry, norms_only=tape.norms_only))
+                factor = kernel_factors(dy, x.detach(), weight, geometry, norms_only=tape.norms_only)
+                tape.record(ctx.weight, factor)
         if tape.sharing and ctx.bias is not None and ctx.needs_input_grad[2]:
             db = dy.transpose(0, 1).flatten(1).sum(1)
         wants_input, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and tape.sharing
+        if wants_weight and isinstance(factor, Dense) and factor.in_full_precision:  # the batch's is the sum of what is there
+            dw, wants_weight = factor.total(), False
         plain = _kernel(weight, x, tape)
         if moved is None and ctx.own is None:
-            dx, dw = geometry.pull_back(dy, x, plain, (wants_input, wants_weight))
+            if wants_input or wants_weight:
+                dx, shared = geometry.pull_back(dy, x, plain, (wants_input, wants_weight))
+                dw = shared if dw is None else dw
             if wants_input and isinstance(eps, PatchProducts):
                 mixing = torch.bmm(eps.dy.flatten(2).transpose(1, 2), dy.flatten(2))
                 dx = patch_adjoint(eps.x, mixing, geometry, _sides(dy), onto=dx)

@@ -111,15 +111,18 @@ class _Linear(Function):
         (dy,) = output_gradients
         x, weight, moved = ctx.saved_tensors
         tape, eps = ctx.tape, ctx.low_rank
-        weight_gradient = bias_gradient = input_gradient = None
+        weight_gradient = bias_gradient = input_gradient = factor = None
         if tape.recording:
             if ctx.bias is not None and tape.tracks(ctx.bias):
                 tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
             if tape.tracks(ctx.weight):
                 pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
-                tape.record(ctx.weight, product_factors(*pair))
+                factor = product_factors(*pair)
+                tape.record(ctx.weight, factor)
         if tape.sharing:
-            if ctx.needs_input_grad[1]:
+            if ctx.needs_input_grad[1] and isinstance(factor, Dense) and factor.in_full_precision:
+                weight_gradient = factor.total()  # the batch's gradient is the sum of what is there
+            elif ctx.needs_input_grad[1]:
                 pair = (x, dy) if ctx.transposed else (dy, x)
                 weight_gradient = products.transposed_matmul(pair[0].flatten(0, -2), pair[1].flatten(0, -2))
             if ctx.bias is not None and ctx.needs_input_grad[2]:
