@@ -16,17 +16,20 @@ from noisesam.bench.contenders import CONTENDERS
 from noisesam.bench.models import MODELS
 from noisesam.bench.timing import quiet
 from noisesam.errors import RunError
+from noisesam.gradients.engine import products
 
 TIME_LIMIT = 1200
 """Seconds after which a child process is given up."""
+SMALLEST = round(products.WORTH_THE_CALL ** (1 / 3))
+"""Rows and columns from which a product is large enough for oneDNN."""
 
 
 def growth(model: str, contender: str, *, device: str = "cpu", precision: str = "float32", quick: bool = False) -> int:
     """Return by how many bytes one step raises the peak of memory above model, batch and libraries.
 
     A child process takes the step, so that nothing that ran before has left memory to re-use. It first runs the contender
-    on the model's tiny twin, which loads its libraries, and then takes one step from a model without gradients: the
-    gradient itself and all that the first step of a run needs count.
+    on the model's tiny twin, and products of the least size that goes to oneDNN, which loads the libraries; then it takes one
+    step from a model without gradients: the gradient itself and all that the first step of a run needs count.
 
     Args:
         model: A name of `MODELS`.
@@ -58,11 +61,21 @@ def grown(model: str, contender: str, *, device: str, precision: str, quick: boo
     prepare = CONTENDERS[contender].prepare
     with quiet():
         prepare(Case.of(MODELS[model], device=device, precision=precision, quick=True))()
+        _load_libraries()
         case = Case.of(MODELS[model], device=device, precision=precision, quick=quick)
         before = _level(device)
         prepare(case)()
         case.synchronise()
         return max(0, _peak(device) - before)
+
+
+def _load_libraries() -> None:
+    """Use once, on a few kilobytes, what the tiny twin's products are too small for: code is no memory of a step."""
+    values = torch.ones(SMALLEST, SMALLEST)
+    products.linear(values, values, None)
+    products.matmul(values, values)
+    products.transposed_matmul(values, values)
+    products.transposed_matmul(values.repeat(2, 1), values.repeat(2, 1))
 
 
 def _level(device: str) -> int:

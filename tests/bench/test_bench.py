@@ -12,9 +12,10 @@ import json
 import pytest
 import torch
 from reference.loop import example_terms, mean_term
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from noisesam.bench import CONTENDERS, MODELS, TARGETS, judge, outside, plan, run, write_report
+from noisesam.bench import CONTENDERS, MODELS, TARGETS, judge, memory, outside, plan, run, write_report
 from noisesam.bench.case import RHO, Case
 from noisesam.bench.contenders import BASE, BEST_VMAP, LOOP, ONE_SAM, SAM, VMAP, Contender
 from noisesam.bench.profiling import alive_at_peak
@@ -25,6 +26,7 @@ from noisesam.bench.targets import Verdict
 from noisesam.bench.timing import measure, quiet, relative_error, tolerance_of
 from noisesam.cli import app
 from noisesam.errors import InputError, MissingExtraError
+from noisesam.gradients.engine import products
 
 GRADIENTS = (ONE_SAM, LOOP, *VMAP)
 NORMS = ("norms", "sgd-norms")
@@ -229,6 +231,20 @@ def test_the_bound_depends_on_the_model():
 def test_memory_is_judged_apart_from_time():
     assert verdicts("mlp", {ONE_SAM: 2.6, BASE: 1.0}, quantity="memory") == {"memory of 1-SAM / SGD": "missed"}
     assert verdicts("mlp", {ONE_SAM: 2.4, BASE: 1.0}, quantity="memory") == {"memory of 1-SAM / SGD": "held"}
+
+
+@pytest.mark.skipif(not products._quicker(), reason="here no product goes to oneDNN")
+def test_the_code_of_onednn_is_loaded_before_memory_is_counted():
+    seen = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.add(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Names():
+        memory._load_libraries()
+    assert {"mkldnn._linear_pointwise.default", "aten.convolution_backward.default"} <= seen
 
 
 def test_what_fails_on_our_side_is_missed_and_on_the_other_side_open():
