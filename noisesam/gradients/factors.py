@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from noisesam.gradients.losses import accurate
+from noisesam.gradients.memory_order import order_of
 
 
 class Factor(ABC):
@@ -86,10 +87,9 @@ class Dense(Factor):
         return Dense(self._tensor, scale if self._scale is None else self._scale * scale)
 
     @property
-    def channels_last(self) -> bool:
-        """Whether every example's kernel lies in memory with its channels last."""
-        one = self._tensor[0]
-        return one.dim() == 4 and not one.is_contiguous() and one.is_contiguous(memory_format=torch.channels_last)
+    def order_of_each(self) -> torch.memory_format:
+        """The order in which every example's tensor lies in memory."""
+        return order_of(self._tensor[0])
 
     def for_one_use(self) -> Dense:
         """Return the same tensors, to be used once: `added_to` may then overwrite them, which saves their memory again."""

@@ -12,6 +12,7 @@ from noisesam.gradients.engine.kernels import OwnKernels, convolve_each, kernel_
 from noisesam.gradients.engine.patches import Geometry, written_patches
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense
+from noisesam.gradients.memory_order import channels_last
 from noisesam.methods import make
 from noisesam.models import make as make_model
 
@@ -61,9 +62,16 @@ def test_written_patches_are_those_of_unfold(geometry):
 
 def test_gradients_that_lie_channels_last_are_added_without_a_change_of_order():
     rows = drawn(2, 4, 3, 3, 5, seed=5).permute(0, 1, 4, 2, 3)
-    assert Dense(rows).channels_last
-    assert not Dense(rows.contiguous()).channels_last
-    assert not Dense(rows[..., :1, :1].contiguous()).channels_last  # one pixel lies both ways
+    assert Dense(rows).order_of_each == torch.channels_last
+    assert Dense(rows.contiguous()).order_of_each == torch.contiguous_format
+    assert Dense(rows[..., :1, :1].contiguous()).order_of_each == torch.contiguous_format  # one pixel lies both ways
+
+
+def test_few_grouped_channels_are_left_to_the_ways_that_know_groups():
+    """Patches are written out for one group alone."""
+    images = drawn(2, 4, 5, 5, seed=10)
+    assert kernels._few_inputs(images, GEOMETRIES["plain"])
+    assert not kernels._few_inputs(images, Geometry((3, 3), (1, 1), (1, 1), (1, 1), 2))
 
 
 class Kernels(TorchDispatchMode):
@@ -80,7 +88,7 @@ class Kernels(TorchDispatchMode):
             self.written += found.shape == (48, 48, 3, 3) and found.is_contiguous(memory_format=torch.channels_last)
         if "convolution" in str(func):
             images, kernel = (args[0], args[1]) if str(func) == "aten.convolution.default" else (args[1], args[2])
-            if kernel.shape == (48, 48, 3, 3) and kernels.channels_last(images):
+            if kernel.shape == (48, 48, 3, 3) and channels_last(images):
                 self.met.append(kernel)
         return found
 

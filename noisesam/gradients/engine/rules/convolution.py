@@ -20,7 +20,6 @@ from noisesam.gradients.engine.interception import UnsupportedParameterUse, regi
 from noisesam.gradients.engine.kernels import (
     OwnKernels,
     add_strided,
-    channels_last,
     convolve_each,
     kernel_gradients,
     prefers_patch_products,
@@ -33,6 +32,7 @@ from noisesam.gradients.engine.rules.linear import autocast_input, not_a_view, p
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared
 from noisesam.gradients.losses import accurate
+from noisesam.gradients.memory_order import channels_last
 
 
 @register_rule(
