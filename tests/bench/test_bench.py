@@ -11,8 +11,8 @@ import json
 
 import pytest
 import torch
+from reference.dispatched import Dispatched
 from reference.loop import example_terms, mean_term
-from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 from noisesam.bench import CONTENDERS, MODELS, TARGETS, judge, memory, outside, plan, run, write_report
@@ -235,16 +235,9 @@ def test_memory_is_judged_apart_from_time():
 
 @pytest.mark.skipif(not products._quicker(), reason="here no product goes to oneDNN")
 def test_the_code_of_onednn_is_loaded_before_memory_is_counted():
-    seen = set()
-
-    class Names(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.add(str(func))
-            return func(*args, **(kwargs or {}))
-
-    with Names():
+    with Dispatched() as calls:
         memory._load_libraries()
-    assert {"mkldnn._linear_pointwise.default", "aten.convolution_backward.default"} <= seen
+    assert {"mkldnn._linear_pointwise.default", "aten.convolution_backward.default"} <= calls.names
 
 
 def test_what_fails_on_our_side_is_missed_and_on_the_other_side_open():

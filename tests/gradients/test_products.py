@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from reference.dispatched import Dispatched
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisesam.gradients.engine import products
 from noisesam.methods import make
@@ -42,21 +42,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Calls(TorchDispatchMode):
-    """The names of the functions that reach the dispatcher."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def onednn(self) -> bool:
-        """Whether oneDNN's linear map or a convolution was among them."""
-        return any("_linear_pointwise" in name or "convolution" in name for name in self.names)
+def onednn(calls: Dispatched) -> bool:
+    """Whether oneDNN's linear map or a convolution was among them."""
+    return any("_linear_pointwise" in name or "convolution" in name for name in calls.names)
 
 
 def drawn(shape: tuple[int, int], seed: int) -> Tensor:
@@ -89,48 +77,48 @@ def test_two_calls_give_the_same_bits(form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_a_large_product_in_float32_goes_to_onednn(form: str) -> None:
     function, left_shape, right_shape, _ = FORMS[form]
-    with Calls() as calls:
+    with Dispatched() as calls:
         function(drawn(left_shape, 0), drawn(right_shape, 1))
-    assert calls.onednn
+    assert onednn(calls)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_small_or_of_another_type_stays_with_torch_to_the_bit(form: str) -> None:
     function, left_shape, right_shape, exact = FORMS[form]
     left, right = drawn(left_shape, 0), drawn(right_shape, 1)
-    with Calls() as calls:
+    with Dispatched() as calls:
         torch.testing.assert_close(function(left.double(), right.double()), exact(left.double(), right.double()))
         function(left.bfloat16(), right.bfloat16())
         few = slice(0, 2 if form.endswith("rows") else 8)
         small = (left[:, few], right[few]) if form == "matmul" else (left[:, few], right[:, few])
         function(*small)
-    assert not calls.onednn
+    assert not onednn(calls)
 
 
 def test_onednn_switched_off_is_not_used() -> None:
     torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of GPUs of another maker
     try:
-        with Calls() as calls:
+        with Dispatched() as calls:
             products.linear(drawn((M, D), 0), drawn((P, D), 1), None)
     finally:
         torch._C._set_mkldnn_enabled(True)
-    assert not calls.onednn
+    assert not onednn(calls)
 
 
 def test_a_gradient_of_narrow_factors_stays_with_torch() -> None:
     """Both operands would be written out anew for few multiplications each."""
-    with Calls() as calls:
+    with Dispatched() as calls:
         products.transposed_matmul(drawn((600, 8), 0), drawn((600, 640), 1))
-    assert not calls.onednn
+    assert not onednn(calls)
 
 
 @pytest.mark.parametrize("name", ["1-sam", "l-sam", "j-sam"])
 def test_a_step_of_a_wide_model_in_float32_is_the_step_in_float64(name: str) -> None:
     model = make_model("mlp", input_shape=(96,), classes=4, hidden=(256, 256), seed=0)
     inputs, targets = drawn((96, 96), 2), torch.arange(96) % 4
-    with Calls() as calls:
+    with Dispatched() as calls:
         result = make(name, model, rho=0.1).backward(inputs, targets)
-    assert calls.onednn or not products._quicker()
+    assert onednn(calls) or not products._quicker()
     single = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
     model.double().zero_grad()
     exact = make(name, model, rho=0.1).backward(inputs.double(), targets)

@@ -1,9 +1,9 @@
 """Products with a weight that all examples share, by the quicker of the two libraries that torch brings.
 
-On a CPU torch multiplies matrices with MKL, which stays with AVX2 on processors of other makers than its own. oneDNN, with
-which torch computes convolutions, uses AVX-512 wherever there is any, and takes half the time there. It is asked where the
-product is large enough for its longer call; types, shapes and the processor's instructions decide, never a clock. The
-numbers are float32's with either, summed in another order.
+On a CPU torch multiplies matrices with MKL, which is not at its best on processors of other makers than its own. oneDNN, with
+which torch computes convolutions, uses AVX-512 wherever there is any. It is asked where the product is large enough for its
+longer call; types, shapes and the processor's instructions decide, never a clock. The numbers are float32's with either,
+summed in another order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 WORTH_THE_CALL = 2**21
-"""Multiplications from which oneDNN's call, some 15 microseconds longer, is made up for."""
+"""Multiplications from which oneDNN's longer call is made up for."""
 REORDERED_PER_ENTRY = 64
 """Multiplications per entry from which writing out a transposed operand, as oneDNN does, is made up for."""
 

@@ -176,16 +176,16 @@ def not_a_view(output: Tensor) -> Tensor:
 def _perturbed(x: Tensor, weight: Tensor, bias: Tensor | None, eps: OuterProducts, transposed: bool) -> Tensor:
     """Return x W^T + b_i + c (x seen^T) written: the correction and the bias first, so that no further pass adds them."""
     seen, written = _seen_and_written(eps, x.dtype, transposed)
-    met = _met(x, seen, eps.scale)
-    output = torch.bmm(met, written) if bias is None else torch.baddbmm(bias.unsqueeze(1), met, written)
+    inner = _inner_products(x, seen, eps.scale)
+    output = torch.bmm(inner, written) if bias is None else torch.baddbmm(bias.unsqueeze(1), inner, written)
     output = products.add_linear_(output.flatten(0, 1), x.flatten(0, -2), weight)
     return output.view(*x.shape[:-1], weight.shape[0])
 
 
-def _met(x: Tensor, seen: Tensor, scale: Tensor | None) -> Tensor:
+def _inner_products(x: Tensor, seen: Tensor, scale: Tensor | None) -> Tensor:
     """Return c x seen^T, (n, T, T)."""
-    met = torch.bmm(_positions(x), seen.transpose(1, 2))
-    return met if scale is None else met.mul_(scale.to(x.dtype).view(-1, 1, 1))
+    inner = torch.bmm(_positions(x), seen.transpose(1, 2))
+    return inner if scale is None else inner.mul_(scale.to(x.dtype).view(-1, 1, 1))
 
 
 def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor, scale: Tensor | None, *, fresh: bool) -> Tensor:
@@ -194,11 +194,11 @@ def _add_low_rank(output: Tensor, x: Tensor, seen: Tensor, written: Tensor, scal
     `fresh` says that the output belongs to the caller alone and may be added to in place.
     """
     if x.dim() == 2 and seen.shape[1] == 1:
-        met = torch.linalg.vecdot(x, seen[:, 0])
-        met = (met if scale is None else met * scale.to(x.dtype)).unsqueeze(1)
-        return output.addcmul_(met, written[:, 0]) if fresh else torch.addcmul(output, met, written[:, 0])
-    met = _met(x, seen, scale)
+        inner = torch.linalg.vecdot(x, seen[:, 0])
+        inner = (inner if scale is None else inner * scale.to(x.dtype)).unsqueeze(1)
+        return output.addcmul_(inner, written[:, 0]) if fresh else torch.addcmul(output, inner, written[:, 0])
+    inner = _inner_products(x, seen, scale)
     if fresh and output.is_contiguous():
-        _positions(output).baddbmm_(met, written)
+        _positions(output).baddbmm_(inner, written)
         return output
-    return torch.baddbmm(_positions(output), met, written).view(output.shape)
+    return torch.baddbmm(_positions(output), inner, written).view(output.shape)
