@@ -17,6 +17,7 @@ from torch.autograd import Function
 from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
 from noisesam.gradients.engine.layout import examples_first, require_examples_first
 from noisesam.gradients.engine.lifting import aligned, lift
+from noisesam.gradients.engine.rules.channel_normalisation import lies_in_planes, normalise_planes
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor
 
@@ -35,9 +36,12 @@ def layer_norm_rule(
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise over the last axes, then scale and shift per example."""
-    values, back = examples_first(tape, _float32_under_autocast(input), len(normalized_shape), "'layer_norm'")
+    shape = tuple(normalized_shape)
+    values, back = examples_first(tape, _float32_under_autocast(input), len(shape), "'layer_norm'")
+    if lies_in_planes(values, shape):
+        return back(normalise_planes(tape, values, weight, bias, eps))
     moves = (tape.perturbation(weight), tape.perturbation(bias))
-    return back(_LayerNorm.apply(values, weight, bias, tuple(normalized_shape), eps, tape, *moves))
+    return back(_LayerNorm.apply(values, weight, bias, shape, eps, tape, *moves))
 
 
 class _LayerNorm(Function):
