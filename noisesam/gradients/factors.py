@@ -13,6 +13,9 @@ from torch import Tensor
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory_order import order_of
 
+SMALLEST_SQUARE, LARGEST_SQUARE = 1e-24, 1e36
+"""Squared norms between which float32, whose numbers end at 1e-38 and 3e38, adds squares without losing any that matter."""
+
 
 class Factor(ABC):
     """One tensor G_i of a parameter's shape for every example i of a chunk."""
@@ -32,6 +35,14 @@ class Factor(ABC):
     @abstractmethod
     def scaled(self, scale: Float[Tensor, " n"]) -> Factor:
         """Return c_i G_i."""
+
+    def of(self, rows: slice) -> Factor:
+        """Return the tensors of some of the examples."""
+        return Dense(self.dense()[rows])
+
+    def in_double(self) -> Factor:
+        """Return the same numbers in float64, where their squares neither overflow nor vanish."""
+        return Dense(self.dense().double())
 
 
 class Dense(Factor):
@@ -85,6 +96,14 @@ class Dense(Factor):
     def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
         """Return the rows times their scale."""
         return Dense(self._tensor, scale if self._scale is None else self._scale * scale)
+
+    def of(self, rows: slice) -> Dense:
+        """Return the tensors of some of the examples, with their scale."""
+        return Dense(self._tensor[rows], None if self._scale is None else self._scale[rows])
+
+    def in_double(self) -> Dense:
+        """Return the same tensors and scales in float64."""
+        return Dense(self._tensor.double(), None if self._scale is None else self._scale.double())
 
     @property
     def order_of_each(self) -> torch.memory_format:
@@ -150,6 +169,16 @@ class OuterProducts(Factor):
         """Return the same factors with the scale beside them."""
         return OuterProducts(self.unscaled_left, self.right, self.shape, scale if self.scale is None else self.scale * scale)
 
+    def of(self, rows: slice) -> OuterProducts:
+        """Return the factors of some of the examples."""
+        scale = None if self.scale is None else self.scale[rows]
+        return OuterProducts(self.unscaled_left[rows], self.right[rows], self.shape, scale)
+
+    def in_double(self) -> OuterProducts:
+        """Return the same factors in float64."""
+        scale = None if self.scale is None else self.scale.double()
+        return OuterProducts(self.unscaled_left.double(), self.right.double(), self.shape, scale)
+
 
 class Shared(Factor):
     """One tensor for all examples: the perturbation of batch SAM."""
@@ -173,6 +202,11 @@ class Shared(Factor):
     def scaled(self, scale: Float[Tensor, " n"]) -> Dense:
         """Return the tensor times each example's scale."""
         return Dense(self.dense()).scaled(scale)
+
+
+def known_form(factor: Factor | None, *kinds: type[Factor]) -> Factor | None:
+    """Return the factor as it is where a layer knows its form, multiplied out where another kind of layer recorded it."""
+    return factor if factor is None or isinstance(factor, kinds) else Dense(factor.dense())
 
 
 def combine(factors: list[Factor]) -> Factor:
@@ -206,9 +240,10 @@ class PerExampleGradient:
         """Return the global norm of every example over all trainable parameters."""
         squares = [factor.squared_norm() for factor in self.factors.values()]
         kind = squares[0].dtype
-        if any(square.dtype != kind for square in squares):
-            squares = [square.double() for square in squares]
-        return torch.stack(squares).double().sum(0).sqrt().to(kind)
+        total = torch.stack([square.double() for square in squares]).sum(0)
+        if not bool(((total > SMALLEST_SQUARE) & (total < LARGEST_SQUARE)).all()):
+            total = torch.stack([factor.in_double().squared_norm() for factor in self.factors.values()]).sum(0)
+        return total.sqrt().to(kind)
 
     def perturbation(self, radii: Mapping[str, float], norm: Float[Tensor, " n"]) -> dict[str, Factor]:
         """Return eps_i = rho g_i / ||g_i||, each parameter with its own radius; a zero gradient is not perturbed."""

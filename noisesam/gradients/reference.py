@@ -15,6 +15,7 @@ from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of,
 from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
+from noisesam.gradients.recomputation import NoRecomputation
 
 
 @dataclass
@@ -93,7 +94,8 @@ class ReferenceEngine(Engine):
         rows = []
         for i in range(examples):
             weights = {name: tensor[i] for name, tensor in stacked.items()}
-            rows.append(call_model(_Functional(self.model, weights), take(inputs, slice(i, i + 1))))
+            with NoRecomputation():
+                rows.append(call_model(_Functional(self.model, weights), take(inputs, slice(i, i + 1))))
         return torch.cat(rows)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.recomputation import refuse_recomputation
 
 Rule = Callable[..., Any]
 """rule(tape, function, *args, **kwargs) -> what the function returns, per-example exact."""
@@ -75,6 +76,7 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _HARMLESS or not self._receives_parameter(args, kwargs):
             return func(*args, **kwargs)
+        refuse_recomputation()
         rule = _RULES.get(func)
         if rule is None:
             raise UnsupportedParameterUse(f"{_describe(func)} uses {self._first_name(args, kwargs)}")

@@ -122,7 +122,7 @@ def kernel_gradients(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) 
         kernel = torch.empty_like(weight, memory_format=order_of(x))
         pieces = [geometry.pull_back(dy[i : i + 1], x[i : i + 1], kernel, (False, True))[1] for i in range(n)]
         return torch.stack([piece for piece in pieces if piece is not None])
-    kernels = weight.new_empty(1).expand(n * weight.shape[0], *weight.shape[1:])
+    kernels = weight.new_empty(n * weight.shape[0], *weight.shape[1:])  # of them, too, only the shape matters
     merged = geometry.pull_back(_merged(dy), _merged(x), kernels, (False, True), n * geometry.groups)[1]
     assert merged is not None
     return merged.view(n, *weight.shape)
@@ -171,7 +171,8 @@ def pull_back_each(dy: Tensor, x: Tensor, own: OwnKernels, geometry: Geometry) -
                 fold(columns, tuple(x.shape[2:]), geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
             )
         return torch.cat(pieces)
-    merged = geometry.pull_back(_merged(dy), _merged(x), kernels.flatten(0, 1), (True, False), n * geometry.groups)[0]
+    shape = x.new_empty(1, n * x.shape[1], *x.shape[2:])  # of the inputs, only the shape matters
+    merged = geometry.pull_back(_merged(dy), shape, kernels.flatten(0, 1), (True, False), n * geometry.groups)[0]
     assert merged is not None
     return merged.view(x.shape)
 
@@ -201,8 +202,11 @@ def add_strided(dx: Tensor, added: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _merged(images: Tensor) -> Tensor:
-    """Return (1, n * C, ...): the examples as groups of channels."""
-    return images.reshape(1, -1, *images.shape[2:])
+    """Return (1, n * C, ...): the examples as groups of channels, by way of one axis, which leaves no doubt of the order.
+
+    Images of one pixel lie both ways, and torch would take a kernel's gradient to lie as their strides happen to say.
+    """
+    return images.reshape(-1).view(1, -1, *images.shape[2:])
 
 
 def _pieces(images: Tensor, numbers: int) -> list[slice]:

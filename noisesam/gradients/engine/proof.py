@@ -1,11 +1,12 @@
 """The example axis is proven, not assumed.
 
 A fast engine must know which axis of every intermediate tensor is the example. Before it is used on a model (and again for
-every new batch shape, train or eval state and set of trainable parameters) three things are checked on the batch at hand:
+every new batch shape, train or eval state and set of trainable parameters) four things are checked on the batch at hand:
 
 * output i does not depend on input j: the gradient of output 0 at the other inputs is exactly zero;
 * an example run alone gives the output it has in the batch;
-* its row of the batch has, by plain autograd, the per-parameter gradient norms that the engine finds for it.
+* its row of the batch has, by plain autograd, the per-parameter gradient norms that the engine finds for it;
+* run alone with its own weights w + eps_i it has the output that the engine finds for it in the batch.
 
 Dropout is switched off while this is checked, since the masks of a batch and of an example alone differ.
 """
@@ -25,6 +26,14 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, sparse_gradient, take
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
+from noisesam.gradients.engine.perturbed_proof import (
+    agrees_at_perturbed_weights,
+    kept_from_before,
+    plain_gradient_norms,
+    reference_gradient_norms,
+)
+from noisesam.gradients.factors import PerExampleGradient
+from noisesam.gradients.points import Point
 from noisesam.gradients.randomness import RandomState
 
 
@@ -108,7 +117,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
     """Compare what the engine finds in the batch with plain autograd."""
     try:
         point = engine.at(inputs)
-        found = point.per_example_gradient(_cotangent(point.logits)).squared_norms()
+        gradient = point.per_example_gradient(_cotangent(point.logits))
     except UnsupportedParameterUse as reason:
         return Verdict(False, str(reason))
     if not bool(point.logits.isfinite().all()):
@@ -117,13 +126,58 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
     for row, twin in twins.items():
         if not _close(point.logits[row : row + 1], twin.alone, tolerance):
             return Verdict(False, "the model draws random numbers outside dropout")
-        norms = {name: squared[row].double().sqrt() for name, squared in found.items()}
+        own = {name: factor.of(slice(row, row + 1)).in_double() for name, factor in gradient.factors.items()}
+        norms = {name: factor.squared_norm()[0].sqrt() for name, factor in own.items()}
         largest = max((float(norm) for norm in twin.norms.values()), default=0.0)
         for name in engine.parameters:
             difference = abs(float(norms.get(name, 0.0)) - float(twin.norms.get(name, 0.0)))
             if not difference <= tolerance * largest:
                 return Verdict(False, f"the gradient of {name!r} does not separate by example where it is used")
+    try:
+        if not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins)):
+            return Verdict(False, "its outputs at perturbed weights are not those that the examples have alone")
+    except UnsupportedParameterUse as reason:
+        return Verdict(False, str(reason))
     return Verdict(True, prefers_second=engine.prefers_second)
+
+
+def _agrees_when_perturbed(
+    engine: FastEngine, inputs: Inputs, point: Point, gradient: PerExampleGradient, rows: list[int]
+) -> bool:
+    """Compare at w + eps_i in at least float32: sixteen bits round as much as a small perturbation changes."""
+    kind = point.logits.device.type
+    if not torch.is_autocast_enabled(kind):
+        if point.logits.dtype in (torch.float16, torch.bfloat16):
+            return True
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, _tolerance(point.logits))
+    with torch.autocast(kind, enabled=False):
+        try:
+            point = engine.at(inputs)
+        except RuntimeError:
+            return True  # inputs of sixteen bits, which only autocast brings together with the weights
+        gradient = point.per_example_gradient(_cotangent(point.logits))
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, _tolerance(point.logits))
+
+
+def refuse_what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> None:
+    """Refuse a model of which plain autograd sees more than a call with other weights does.
+
+    Raises:
+        InputError: It holds a tensor that was made of a parameter before the step.
+    """
+    one = take(inputs, slice(0, 1))
+    with _undisturbed(model), torch.enable_grad(), _WithoutDropout():
+        output = call_model(model, one)
+        if not output.requires_grad or not bool(output.isfinite().all()):
+            return
+        cotangent = _cotangent(output.detach())
+        plain = plain_gradient_norms(parameters, output, cotangent)
+    with _undisturbed(model), torch.enable_grad(), _WithoutDropout():
+        found = reference_gradient_norms(model, parameters, one, cotangent)
+    allowed = _tolerance(output) * max(plain.values(), default=0.0)
+    for name, size in plain.items():
+        if not abs(found[name] - size) <= allowed:
+            raise kept_from_before(model, name)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noisesam.errors import InputError, unknown_name
 from noisesam.gradients.batch import Inputs, trainable
 from noisesam.gradients.engine.fast import FastEngine
-from noisesam.gradients.engine.proof import Verdict, prove, refuse_batch_normalisation
+from noisesam.gradients.engine.proof import Verdict, prove, refuse_batch_normalisation, refuse_what_the_reference_misses
 from noisesam.gradients.points import Engine
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
@@ -25,6 +25,8 @@ class _Known:
     def __init__(self) -> None:
         self.verdicts: dict[Hashable, Verdict] = {}
         self.vectorisation = Vectorisation()
+        self.compared: set[Hashable] = set()
+        """Signatures for which the reference engine was compared with plain autograd."""
         self.said: set[str] = set()
 
 
@@ -79,6 +81,9 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     if verdict.fast and engine != "reference":
         fast.prefers_second = verdict.prefers_second
         return fast
+    if signature not in known.compared:
+        refuse_what_the_reference_misses(model, parameters, inputs)
+        known.compared.add(signature)
     return ReferenceEngine(model, parameters, known.vectorisation)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ class Tape:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._perturbation = perturbation or {}
         self._factors: dict[str, list[Factor]] = defaultdict(list)
-        self._first_outputs: dict[int, tuple[Tensor, Tensor, int]] = {}
-        self._channels_last: dict[int, tuple[Tensor, int]] = {}
+        self._first_outputs: list[_FirstOutput] = []
+        self._channels_last: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._previous = previous
         self._consume = consume
         self._uses: Counter[int] = Counter()
@@ -93,30 +94,70 @@ class Tape:
         self._factors.clear()
         return PerExampleGradient(factors, self.examples)
 
-    def remember_first(self, weight: Tensor, inputs: Tensor, outputs: Tensor) -> None:
-        """Keep what a layer made of the data themselves: at w + eps_i its input is the same."""
+    def remember_first(self, use: Sequence[object], inputs: Tensor, outputs: Tensor) -> None:
+        """Keep what a layer made of the data themselves: at w + eps_i its input is the same.
+
+        `use` is all that the output depends on beside the inputs: weight, bias and options. One weight may meet the same data
+        twice, each time with another bias, stride or direction.
+        """
         if not inputs.requires_grad:
             # Detached, but with the same version counter: a tape that held its own graph would never be freed.
-            self._first_outputs[id(weight)] = (inputs, outputs.detach(), outputs._version)
+            self._first_outputs.append(_FirstOutput(tuple(use), _versions(use), inputs, outputs.detach(), outputs._version))
 
-    def channels_last(self, kernel: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return a convolution's kernel with its channels last in memory, written out once for all passes of a step."""
-        for tape in (self, self._previous):
-            found = None if tape is None else tape._channels_last.get(id(kernel))
-            if found is not None and found[0].dtype == dtype and found[1] == kernel._version:
-                self._channels_last[id(kernel)] = found
-                return found[0]
-        arranged = kernel.detach().to(dtype).contiguous(memory_format=torch.channels_last)
-        self._channels_last[id(kernel)] = (arranged, kernel._version)
-        return arranged
-
-    def recall_first(self, weight: Tensor, inputs: Tensor) -> Tensor | None:
-        """Return the previous evaluation's output of this layer if it saw the very same data and nothing changed it."""
+    def recall_first(self, use: Sequence[object], inputs: Tensor) -> Tensor | None:
+        """Return the previous evaluation's output of this use if it saw the very same data and nothing changed any of it."""
         if self._previous is None or inputs.requires_grad:
             return None
-        found = self._previous._first_outputs.get(id(weight))
-        if found is None:
-            return None
-        before, outputs, version = found
+        found = [kept.outputs for kept in self._previous._first_outputs if kept.holds(use, inputs)]
+        return found[0] if found else None
+
+    def channels_last(self, kernel: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return a convolution's kernel with its channels last in memory.
+
+        A parameter's is written out once for all passes of a step. What a model computes anew at every call is not kept.
+        """
+        if not isinstance(kernel, nn.Parameter):
+            return _written_channels_last(kernel, dtype)
+        for tape in (self, self._previous):
+            found = None if tape is None else tape._channels_last.get(id(kernel))
+            # The kernel itself is kept beside: an object of another layer may come to have the number of one that is gone.
+            if found is not None and found[0] is kernel and found[1].dtype == dtype and found[2] == kernel._version:
+                self._channels_last[id(kernel)] = found
+                return found[1]
+        arranged = _written_channels_last(kernel, dtype)
+        self._channels_last[id(kernel)] = (kernel, arranged, kernel._version)
+        return arranged
+
+
+@dataclass(frozen=True)
+class _FirstOutput:
+    """What one use of a layer made of the data, with all that must be unchanged for it to hold again."""
+
+    use: tuple[object, ...]
+    versions: tuple[int, ...]
+    inputs: Tensor
+    outputs: Tensor
+    version: int
+
+    def holds(self, use: Sequence[object], inputs: Tensor) -> bool:
+        """Whether this is the output of that use for these inputs."""
+        before = self.inputs
         same = before.data_ptr() == inputs.data_ptr() and before.shape == inputs.shape and before.stride() == inputs.stride()
-        return outputs if same and outputs._version == version and before._version == inputs._version else None
+        if not same or before.dtype != inputs.dtype or before._version != inputs._version:
+            return False
+        return self.outputs._version == self.version and _same_use(self.use, use) and self.versions == _versions(use)
+
+
+def _same_use(first: Sequence[object], second: Sequence[object]) -> bool:
+    """Whether both hold the same tensors, by identity, and equal options."""
+    if len(first) != len(second):
+        return False
+    return all(a is b if isinstance(a, Tensor) or isinstance(b, Tensor) else a == b for a, b in zip(first, second, strict=True))
+
+
+def _versions(use: Sequence[object]) -> tuple[int, ...]:
+    return tuple(part._version for part in use if isinstance(part, Tensor))
+
+
+def _written_channels_last(kernel: Tensor, dtype: torch.dtype) -> Tensor:
+    return kernel.detach().to(dtype).contiguous(memory_format=torch.channels_last)

@@ -30,7 +30,7 @@ from noisesam.gradients.engine.layout import require_examples_first
 from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products
 from noisesam.gradients.engine.rules.linear import autocast_input, not_a_view, product_factors
 from noisesam.gradients.engine.tape import Tape
-from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared
+from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, known_form
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory_order import channels_last
 
@@ -62,10 +62,12 @@ def convolution_rule(
     else:
         around = _per_axis(padding, axes)
     geometry = Geometry(kernel, step, around, holes, groups)
-    moves = (tape.perturbation(weight), tape.perturbation(bias))
-    if isinstance(moves[0], OuterProducts) and not geometry.pointwise:
+    eps = known_form(tape.perturbation(weight), Dense, Shared, OuterProducts, PatchProducts)
+    if isinstance(eps, OuterProducts) and not geometry.pointwise:
         raise UnsupportedParameterUse("a convolution shares its weight with a linear layer")
-    return _Convolution.apply(input, weight, bias, geometry, tape, *moves)  # pyright: ignore[reportReturnType]
+    if isinstance(eps, PatchProducts) and not eps.fits(input, geometry):
+        eps = Dense(eps.dense())  # recorded where the same kernel met other images, or met them otherwise
+    return _Convolution.apply(input, weight, bias, geometry, tape, eps, tape.perturbation(bias))  # pyright: ignore[reportReturnType]
 
 
 def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
@@ -93,6 +95,10 @@ class PatchProducts(Factor):
     def __init__(self, dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
         self.dy, self.x, self.weight, self.geometry = dy, x, weight, geometry
 
+    def fits(self, images: Tensor, geometry: Geometry) -> bool:
+        """Whether the patches of these images correspond to those of the recorded ones."""
+        return geometry == self.geometry and images.shape[2:] == self.x.shape[2:]
+
     def squared_norm(self) -> Float[Tensor, " n"]:
         """Return the inner product of the Gram matrices of patches and output gradients."""
         x, dy = accurate(self.x), accurate(self.dy).flatten(2)
@@ -113,6 +119,14 @@ class PatchProducts(Factor):
         """Return the products with the scale in the output gradient."""
         aligned = scale.to(self.dy.dtype).view(-1, *[1] * (self.dy.dim() - 1))
         return PatchProducts(self.dy * aligned, self.x, self.weight, self.geometry)
+
+    def of(self, rows: slice) -> PatchProducts:
+        """Return the images of some of the examples."""
+        return PatchProducts(self.dy[rows], self.x[rows], self.weight, self.geometry)
+
+    def in_double(self) -> PatchProducts:
+        """Return the same images in float64."""
+        return PatchProducts(self.dy.double(), self.x.double(), self.weight, self.geometry)
 
 
 def kernel_factors(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, norms_only: bool = False) -> Factor:
@@ -155,10 +169,11 @@ class _Convolution(Function):
             moved = plain + eps.tensor.to(x.dtype)
             output = geometry.convolve(x, moved, plain_bias)
         else:
-            reused = tape.recall_first(weight, x)
+            use = (weight, bias, geometry)
+            reused = tape.recall_first(use, x)
             output = not_a_view(geometry.convolve(x, plain, plain_bias)) if reused is None else reused
             if reused is None and eps is None:
-                tape.remember_first(weight, x, output)
+                tape.remember_first(use, x, output)
             if isinstance(eps, PatchProducts):
                 products = patch_products(eps.x, x, geometry, _sides(eps.dy))
                 output = _add_products(output, eps.dy.flatten(2), products, fresh=reused is None)

@@ -67,6 +67,14 @@ class TokenRows(Factor):
         """Return the rows times their example's scale."""
         return TokenRows(self.tokens, self.dy * scale.to(self.dy.dtype).view(-1, 1, 1), self.rows)
 
+    def of(self, rows: slice) -> TokenRows:
+        """Return the tokens of some of the examples."""
+        return TokenRows(self.tokens[rows], self.dy[rows], self.rows)
+
+    def in_double(self) -> TokenRows:
+        """Return the same rows in float64."""
+        return TokenRows(self.tokens, self.dy.double(), self.rows)
+
     def bytes_kept(self) -> int:
         """Return the memory of the rows."""
         return self.dy.numel() * self.dy.element_size()

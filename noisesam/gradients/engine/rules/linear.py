@@ -18,7 +18,7 @@ from noisesam.gradients.engine import products
 from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import examples_first
 from noisesam.gradients.engine.tape import Tape
-from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared
+from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, known_form
 
 
 @register_rule(torch.nn.functional.linear)
@@ -33,7 +33,7 @@ def linear_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor
 
 def apply_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> Tensor:
     """Apply the map to (n, d) or (n, T, d); a transposed weight is stored (d, p)."""
-    eps, bias_eps = tape.perturbation(weight), tape.perturbation(bias)
+    eps, bias_eps = known_form(tape.perturbation(weight), Dense, Shared, OuterProducts), tape.perturbation(bias)
     return _Linear.apply(x, weight, bias, tape, eps, bias_eps, transposed)  # pyright: ignore[reportReturnType]
 
 
@@ -86,14 +86,15 @@ class _Linear(Function):
             moved = plain_weight + (eps.tensor.t() if transposed else eps.tensor).to(x.dtype)
             output = products.linear(x, moved, plain_bias)
         else:
-            reused = tape.recall_first(weight, x)
+            use = (weight, bias, transposed)
+            reused = tape.recall_first(use, x)
             if reused is None and isinstance(eps, OuterProducts):
                 output = _perturbed(x, plain_weight, _per_example_bias(plain_bias, bias_eps), eps, transposed)
                 bias_eps = None
             else:
                 output = not_a_view(products.linear(x, plain_weight, plain_bias)) if reused is None else reused
                 if reused is None and eps is None:
-                    tape.remember_first(weight, x, output)
+                    tape.remember_first(use, x, output)
                 if isinstance(eps, OuterProducts):
                     seen, written = _seen_and_written(eps, x.dtype, transposed)
                     output = _add_low_rank(output, x, seen, written, eps.scale, fresh=False)

@@ -1,0 +1,106 @@
+"""What is proven beside the example axis: outputs at w + eps_i, and the gradient of the engine that is fallen back on.
+
+A rule may be right at w and wrong at w + eps_i, where it alone knows the perturbation. The twin is the model itself with its
+weights moved for a moment, example by example: plain torch, whatever the model does with its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from noisesam.errors import InputError
+from noisesam.gradients.batch import Inputs, call_model, take
+from noisesam.gradients.factors import Factor, PerExampleGradient
+from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.reference import ReferenceEngine, Vectorisation
+
+SHARE = 0.05
+"""Length of the perturbation as a share of that of the weights: the outputs move by much more than they are rounded."""
+COARSE = 1e-2
+"""A tolerance above this belongs to products rounded to few bits (TF32): it is then relative to the outputs themselves."""
+
+
+def agrees_at_perturbed_weights(
+    engine: Engine, inputs: Inputs, point: Point, gradient: PerExampleGradient, rows: list[int], tolerance: float
+) -> bool:
+    """Whether some examples, run alone with their own weights, have the outputs that the engine finds in the batch.
+
+    Args:
+        engine: The engine in question.
+        inputs: The batch.
+        point: The batch at w, which the engine may re-use.
+        gradient: The direction of the perturbation, of every example.
+        rows: The examples that are compared.
+        tolerance: Relative to the change of the outputs.
+    """
+    parameters = engine.parameters
+    if not gradient.factors or len({parameter.data_ptr() for parameter in parameters.values()}) < len(parameters):
+        return True  # two parameters of one memory cannot be moved each for itself
+    length = torch.stack([torch.linalg.vector_norm(parameter.detach().double()) for parameter in parameters.values()]).norm()
+    radii = dict.fromkeys(parameters, SHARE * float(length))
+    eps = gradient.perturbation(radii, gradient.norm())
+    with torch.no_grad():
+        alone = [_alone(engine.model, parameters, inputs, eps, row) for row in rows]
+    for graph in (True, False):  # without a graph a layer may meet what it has met before
+        with torch.set_grad_enabled(graph):
+            moved = engine.at(inputs, eps, previous=point).logits
+        for row, expected in zip(rows, alone, strict=True):
+            if not bool(expected.isfinite().all()):
+                continue
+            change = expected - point.logits[row : row + 1]
+            size = torch.maximum(expected.abs().max(), change.abs().max()) if tolerance > COARSE else change.abs().max()
+            if not bool((moved[row : row + 1] - expected).abs().max() <= tolerance * size):
+                return False
+    return True
+
+
+def _alone(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Inputs, eps: Mapping[str, Factor], row: int
+) -> Tensor:
+    rows = slice(row, row + 1)
+    with _moved(parameters, {name: factor.of(rows).dense()[0] for name, factor in eps.items()}):
+        return call_model(model, take(inputs, rows)).detach()
+
+
+@contextmanager
+def _moved(parameters: Mapping[str, nn.Parameter], eps: Mapping[str, Tensor]) -> Iterator[None]:
+    """Move the weights for a moment; afterwards they are what they were, to the last bit."""
+    before = {name: parameters[name].detach().clone() for name in eps}
+    try:
+        for name, move in eps.items():
+            parameters[name].data.add_(move.to(before[name].dtype))  # unseen by graphs that the caller may hold
+        yield
+    finally:
+        for name, value in before.items():
+            parameters[name].data.copy_(value)
+
+
+def plain_gradient_norms(parameters: Mapping[str, nn.Parameter], output: Tensor, cotangent: Tensor) -> dict[str, float]:
+    """Return the norm of the gradient of every parameter by plain autograd, 0 where it plays no part."""
+    found = torch.autograd.grad(output, list(parameters.values()), cotangent, allow_unused=True)
+    return {
+        name: 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient.double()))
+        for name, gradient in zip(parameters, found, strict=True)
+    }
+
+
+def reference_gradient_norms(
+    model: nn.Module, parameters: dict[str, nn.Parameter], one: Inputs, cotangent: Tensor
+) -> dict[str, float]:
+    """Return the same of the reference engine, one example at a time: the very operations of the model itself."""
+    point = ReferenceEngine(model, parameters, Vectorisation(possible=False)).at(one)
+    found = point.per_example_gradient(cotangent).factors
+    return {name: float(found[name].in_double().squared_norm().sum().sqrt()) if name in found else 0.0 for name in parameters}
+
+
+def kept_from_before(model: nn.Module, name: str) -> InputError:
+    """Build the error for a model that holds something made of a parameter before the step."""
+    return InputError(
+        f"{type(model).__name__} uses {name!r} by way of a tensor that was made of it before the step",
+        expected="a forward pass that starts from its parameters: at w + eps_i such a tensor would still hold w",
+        remedy=f"Form it inside forward, at every call, instead of keeping it (a view or a transpose of {name!r}, say).",
+    )
