@@ -133,6 +133,7 @@ class CallableLoss(Loss):
     def __init__(self, function: PerExampleLoss) -> None:
         self.function = function
         self.name = getattr(function, "__name__", type(function).__name__)
+        self._separates = False
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Float[Tensor, " n"]:
         """Return the loss of every example, after a check of its shape."""
@@ -152,8 +153,25 @@ class CallableLoss(Loss):
             leaf = accurate(logits.detach()).requires_grad_()
             losses = self(leaf, targets)
             if not losses.requires_grad:
-                return torch.zeros_like(leaf)
+                raise InputError(
+                    f"The loss {self.name!r} has no gradient at the logits",
+                    expected="losses computed from the logits by differentiable operations",
+                    remedy="Leave out .detach(), .item(), argmax and torch.no_grad() between the logits and the loss.",
+                )
+            if not self._separates and len(leaf) > 1:
+                self._refuse_mixing(losses, leaf)
             return torch.autograd.grad(losses.sum(), leaf)[0].detach()
+
+    def _refuse_mixing(self, losses: Tensor, leaf: Tensor) -> None:
+        """Look once whether the first example's loss depends on the logits of others."""
+        (first,) = torch.autograd.grad(losses[0], leaf, retain_graph=True)
+        if bool((first[1:] != 0).any()):
+            raise InputError(
+                f"The loss {self.name!r} mixes the examples of a batch: that of one depends on the logits of others",
+                expected="a loss i that depends on logits i alone: a per-example gradient is not defined otherwise",
+                remedy="Remove what computes over the example axis (centring, ranking, normalising over the batch).",
+            )
+        self._separates = True
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
         """Refuse targets whose first axis is not the logits'."""
@@ -234,10 +252,10 @@ def check_labels(targets: Tensor, examples: int, classes: int) -> None:
     """Refuse labels that are not integers of shape (examples,) in 0..classes-1."""
     if targets.shape != (examples,):
         raise _wrong_count(targets, examples)
-    if targets.is_floating_point() or targets.is_complex():
+    if targets.dtype not in (torch.int64, torch.int32):  # what torch takes as positions
         raise InputError(
             f"Labels of dtype {targets.dtype}",
-            expected="integer class labels",
+            expected="integer class labels, int64 or int32",
             remedy="Convert them with targets.long().",
         )
     if examples and bool(((targets < 0) | (targets >= classes)).any()):

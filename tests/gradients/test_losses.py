@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from noisesam.errors import InputError
 from noisesam.gradients.losses import resolve, stable_norm
+from noisesam.methods import make
 
 mpmath.mp.dps = 60
 
@@ -112,3 +113,24 @@ def test_what_does_not_fit_is_refused_with_a_remedy(loss, logits, targets, messa
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'cross_entropy'"):
         resolve("crossentropy")
+
+
+@pytest.mark.parametrize("method", ["1-sam", "sgd"])
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda f, _: f.detach().sum(1), "no gradient at the logits.*detach"),
+        (lambda f, _: (f - f.mean(0)).square().sum(1), "mixes the examples of a batch.*Remove what computes"),
+    ],
+    ids=["detached", "mixing"],
+)
+def test_a_loss_without_a_residual_of_its_own_is_refused(function, message, method):
+    model = torch.nn.Linear(4, 3)
+    with pytest.raises(InputError, match=message):
+        make(method, model, loss=function).backward(torch.randn(5, 4), torch.arange(5) % 3)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.bool, torch.int16])
+def test_labels_of_a_type_that_is_no_position_are_refused(kind):
+    with pytest.raises(InputError, match=r"Labels of dtype .*int64 or int32.*targets\.long\(\)"):
+        make("1-sam", torch.nn.Linear(4, 3)).backward(torch.randn(2, 4), torch.tensor([0, 1]).to(kind))

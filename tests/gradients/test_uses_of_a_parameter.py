@@ -302,7 +302,7 @@ def test_the_share_of_a_micro_batch_changes_no_norm(scale):
 @pytest.mark.parametrize("size", [1e20, 1e-24])
 @pytest.mark.filterwarnings("ignore:Linear runs on the exact reference engine")
 def test_inputs_of_any_size_are_perturbed(size):
-    """The squares of such gradients are beyond float32, the gradients are not; products of two such inputs need the reference."""
+    """Squares of such gradients are beyond float32, the gradients are not; products of two such inputs need the reference."""
     layer, x, y = linear(1 / size if size > 1 else 1.0), torch.randn(3, 8, dtype=torch.float32) * size, torch.arange(3)
     with torch.no_grad():
         layer.bias.zero_()

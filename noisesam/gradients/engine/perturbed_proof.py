@@ -6,6 +6,7 @@ weights moved for a moment, example by example: plain torch, whatever the model 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -38,16 +39,16 @@ def agrees_at_perturbed_weights(
         tolerance: Relative to the change of the outputs.
     """
     parameters = engine.parameters
-    if not gradient.factors or len({parameter.data_ptr() for parameter in parameters.values()}) < len(parameters):
-        return True  # two parameters of one memory cannot be moved each for itself
-    length = torch.stack([torch.linalg.vector_norm(parameter.detach().double()) for parameter in parameters.values()]).norm()
-    radii = dict.fromkeys(parameters, SHARE * float(length))
+    if not gradient.factors:
+        return True
+    length = math.hypot(*(float(torch.linalg.vector_norm(parameter.detach())) for parameter in parameters.values()))
+    radii = dict.fromkeys(parameters, SHARE * length)
     eps = gradient.perturbation(radii, gradient.norm())
     with torch.no_grad():
         alone = [_alone(engine.model, parameters, inputs, eps, row) for row in rows]
-    for graph in (True, False):  # without a graph a layer may meet what it has met before
+    for graph in (False, True):  # without a graph every layer may meet what it has met before; the last may use up eps
         with torch.set_grad_enabled(graph):
-            moved = engine.at(inputs, eps, previous=point).logits
+            moved = engine.at(inputs, eps, previous=point, consume=graph).logits
         for row, expected in zip(rows, alone, strict=True):
             if not bool(expected.isfinite().all()):
                 continue
@@ -62,21 +63,21 @@ def _alone(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Inputs, eps: Mapping[str, Factor], row: int
 ) -> Tensor:
     rows = slice(row, row + 1)
-    with _moved(parameters, {name: factor.of(rows).dense()[0] for name, factor in eps.items()}):
+    with _moved(parameters, eps, rows):
         return call_model(model, take(inputs, rows)).detach()
 
 
 @contextmanager
-def _moved(parameters: Mapping[str, nn.Parameter], eps: Mapping[str, Tensor]) -> Iterator[None]:
-    """Move the weights for a moment; afterwards they are what they were, to the last bit."""
-    before = {name: parameters[name].detach().clone() for name in eps}
+def _moved(parameters: Mapping[str, nn.Parameter], eps: Mapping[str, Factor], one: slice) -> Iterator[None]:
+    """Give the parameters for a moment the memory of w + eps of one example; theirs is never written to."""
+    own = {name: parameters[name].data for name in eps}
     try:
-        for name, move in eps.items():
-            parameters[name].data.add_(move.to(before[name].dtype))  # unseen by graphs that the caller may hold
+        for name, factor in eps.items():
+            parameters[name].data = own[name] + factor.of(one).dense()[0].to(own[name].dtype)
         yield
     finally:
-        for name, value in before.items():
-            parameters[name].data.copy_(value)
+        for name, memory in own.items():
+            parameters[name].data = memory
 
 
 def plain_gradient_norms(parameters: Mapping[str, nn.Parameter], output: Tensor, cotangent: Tensor) -> dict[str, float]:
