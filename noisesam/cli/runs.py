@@ -178,13 +178,19 @@ def verify(
 ) -> None:
     """Check every file of the runs; exits with 1 if there is a problem."""
     from noisesam.runs import verify as verify_run
+    from noisesam.runs.collection import run_folders
+    from noisesam.runs.files import cannot_read
 
     found: dict[str, list[str]] = {}
     for path in paths:
         if not path.exists():
             raise RunError(f"{path} does not exist", expected="a run or a folder that holds runs")
-        for run in run_folders(path):
+        closed: list[OSError] = []
+        for run in run_folders(path, closed.append):
             found[str(run)] = [str(problem) for problem in verify_run(run)]
+        for error in closed:
+            folder = Path(error.filename or path)
+            found[str(folder)] = [str(cannot_read(folder, error))]
     if not found:
         raise RunError(
             f"No run in {', '.join(str(path) for path in paths)}", expected="a folder with a manifest.json in it or below it"
@@ -201,15 +207,6 @@ def verify(
         say(f"{len(found)} checked, {broken} with problems", style="dim")
     if broken:
         raise typer.Exit(1)
-
-
-def run_folders(path: Path) -> list[Path]:
-    """The run itself, or the runs below a folder."""
-    if (path / "manifest.json").exists():
-        return [path]
-    whole = {file.parent for file in path.rglob("manifest.json")}
-    headless = {part.parent.parent for part in path.rglob("metrics/part-*.parquet")}
-    return sorted(whole | headless)
 
 
 @commands.command("compare")

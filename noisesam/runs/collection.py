@@ -12,6 +12,7 @@ import pandas as pd
 
 from noisesam.errors import RunError
 from noisesam.runs import tables
+from noisesam.runs.files import cannot_read
 from noisesam.runs.manifest import flatten
 from noisesam.runs.reader import Problem, Run, open_run, problem_of
 
@@ -197,12 +198,18 @@ def open_runs(path: str | Path | Iterable[str | Path], *, strict: bool = False) 
     """
     given = [Path(path)] if isinstance(path, (str, Path)) else [Path(item) for item in path]
     directories: dict[Path, Path] = {}
+    closed: list[OSError] = []
     for root in given:
         if not root.exists():
             raise RunError(f"{root} does not exist", expected="a run or a folder of runs", remedy="Check the path")
-        for directory in _find(root):
+        for directory in run_folders(root, closed.append):
             directories.setdefault(directory.resolve(), directory)
     runs, problems = [], []
+    for error in closed:  # what may lie in there is not known to be no run
+        folder = Path(error.filename or given[0])
+        if strict:
+            raise cannot_read(folder, error) from error
+        problems.append(problem_of(folder, cannot_read(folder, error)))
     for directory in directories.values():
         try:
             runs.append(open_run(directory, strict=strict))
@@ -220,11 +227,12 @@ def open_runs(path: str | Path | Iterable[str | Path], *, strict: bool = False) 
     return RunCollection(kept, [*problems, *doubles])
 
 
-def _find(root: Path) -> Iterator[Path]:
+def run_folders(root: Path, closed: Callable[[OSError], None]) -> Iterator[Path]:
+    """Yield the run itself, or the runs below a folder; `closed` is told of every folder that may not be looked into."""
     if root.is_file():
         yield root.parent if root.name == "manifest.json" else root
         return
-    for folder, below, files in os.walk(root):
+    for folder, below, files in os.walk(root, onerror=closed):
         here = Path(folder)
         headless = any(tables.parts(here / table) for table in tables.COLUMNS if table in below)
         if "manifest.json" in files or headless:

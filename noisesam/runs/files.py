@@ -39,6 +39,12 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"{path} cannot be written: {reason}", remedy=remedy)
 
 
+def cannot_read(path: Path, error: OSError) -> RunError:
+    """Build the error of something that is there and that this user may not read."""
+    reason = error.strerror or type(error).__name__
+    return RunError(f"{path} cannot be read: {reason}", remedy="Change its permissions, or those of the folder it lies in")
+
+
 def _write(handle: BinaryIO, data: bytes) -> None:
     handle.write(data)
     handle.flush()
@@ -128,6 +134,8 @@ def inside(root: Path, path: Path) -> Path:
     """
     try:
         real, base = path.resolve(strict=True), root.resolve(strict=True)
+    except PermissionError as error:
+        raise cannot_read(path, error) from error
     except (OSError, RuntimeError) as error:
         raise RunError(f"{path} is missing", remedy="Copy the run again in full, or delete the part's name") from error
     if not real.is_relative_to(base):

@@ -14,7 +14,7 @@ from noisesam.errors import RunError
 from noisesam.runs import tables
 from noisesam.runs.checkpoints import Checkpoint, committed_steps, read_checkpoint
 from noisesam.runs.checks import validate_manifest
-from noisesam.runs.files import MANIFEST_LIMIT, read_json
+from noisesam.runs.files import MANIFEST_LIMIT, cannot_read, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +173,13 @@ def open_run(path: str | Path, *, strict: bool = False) -> Run:
         noisesam.errors.RunError: no/such/place does not exist. Expected the directory of a run. Check the path.
     """
     root = Path(path)
+    try:
+        return _opened(root, strict=strict)
+    except PermissionError as error:
+        raise cannot_read(root, error) from error
+
+
+def _opened(root: Path, *, strict: bool) -> Run:
     if not root.exists():
         raise RunError(f"{root} does not exist", expected="the directory of a run", remedy="Check the path")
     if not root.is_dir():
@@ -182,7 +189,11 @@ def open_run(path: str | Path, *, strict: bool = False) -> Run:
     file = root / "manifest.json"
     if not file.exists() and not file.is_symlink():
         below = next(root.glob("*/manifest.json"), None)
-        remedy = "Use open_runs for a folder of runs" if below else "Name the directory that holds manifest.json"
+        remedy = (
+            "For a folder of runs: noisesam runs list, in Python open_runs"
+            if below
+            else "Name the directory that holds manifest.json"
+        )
         raise RunError(f"{root} is not a run: it has no manifest.json", expected="the directory of a run", remedy=remedy)
     manifest = read_json(root, file, limit=MANIFEST_LIMIT)
     validate_manifest(manifest, file)

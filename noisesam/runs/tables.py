@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from noisesam.errors import InputError, RunError
-from noisesam.runs.files import inside
+from noisesam.runs.files import cannot_read, inside
 from noisesam.runs.schema import EXAMPLES_COLUMNS, METRICS_COLUMNS, Column
 
 COLUMNS: dict[str, tuple[Column, ...]] = {"metrics": METRICS_COLUMNS, "examples": EXAMPLES_COLUMNS}
@@ -24,7 +24,7 @@ KEYS = {"metrics": ["step", "split", "group", "metric"], "examples": ["step", "e
 ROW_LIMIT = 20_000_000
 _TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 _PART = re.compile(r"part-(\d{1,18})\.parquet")
-_PART_REMEDY = "Restore the part from a copy of the run, or delete it and resume the run to write it again"
+_PART_REMEDY = "Restore the part from a copy of the run, or delete the whole run and train it again"
 
 
 def part_name(step: int) -> str:
@@ -134,11 +134,13 @@ def read_part(root: Path, path: Path, table: str) -> pa.Table:
                 raise RunError(
                     f"{path} lacks the column {missing[0]!r}",
                     expected=f"the columns of the {table} table: {', '.join(c.name for c in COLUMNS[table])}",
-                    remedy="Write the part again with this version of noisesam (delete it and resume the run)",
+                    remedy=_PART_REMEDY,
                 )
             documented = [column.name for column in COLUMNS[table]]
             plain = [name for name in names if name not in documented and _plain(stored.field(name).type)]
             content = file.read(columns=[*documented, *plain])
+    except PermissionError as error:
+        raise cannot_read(path, error) from error
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path} is truncated or not a parquet file ({reason})", remedy=_PART_REMEDY) from error

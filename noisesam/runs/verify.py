@@ -94,18 +94,45 @@ def _rows(run: Run) -> list[Problem]:
     return problems
 
 
-def _gaps(run: Run) -> list[Problem]:
-    """Check that evaluations follow each other as the configuration says, to the end of a finished run."""
+def missing_before(run: Run, step: int, epoch: float) -> list[Problem]:
+    """Say what of a run's tables, up to a checkpoint, cannot be read or is not there: going on would leave a hole.
+
+    Args:
+        run: An unfinished run.
+        step: Steps taken at the checkpoint.
+        epoch: The same in passes over the training set.
+    """
+    problems = []
+    for table in tables.COLUMNS:
+        for flushed, path in tables.parts(run.path / table):
+            if flushed <= step:
+                try:
+                    tables.read_part(run.path, path, table)
+                except RunError as error:
+                    problems.append(problem_of(path, error))
+    return problems or _gaps(run, until=epoch)
+
+
+def _gaps(run: Run, until: float | None = None) -> list[Problem]:
+    """Check that evaluations follow each other as the configuration says, to the end of a finished run or to an epoch."""
     config = run.manifest["configuration"]
     every = _number(config, "tracking", "evaluate_every")
     epochs = _number(config, "training", "epochs")
     metrics = run.metrics
     chosen = (metrics["metric"] == "accuracy") & (metrics["group"] == "all")
     times = pd.Series(metrics.loc[chosen, "epoch"].unique()).sort_values().tolist()
-    if every is None or not times:
+    folder = run.path / "metrics"
+    if every is None:
+        return []
+    if until is not None:
+        due = [every * k for k in range(int(until / every + 1e-6) + 1)]
+        missing = [epoch for epoch in due if not any(abs(epoch - time) < 1e-6 for time in times)]
+        message = f"{folder} has no evaluation at epoch {missing[0]:g}; one is due every {every:g}." if missing else ""
+        remedy = "Restore the missing part from a copy of the run, or delete the run and train it again."
+        return [Problem(str(folder), message, remedy)] if missing else []
+    if not times:
         return []
     ends = [*times, epochs] if run.status == "finished" and epochs is not None else times
-    folder = run.path / "metrics"
     return [
         Problem(
             str(folder),

@@ -13,6 +13,7 @@ from noisesam.data.loading import own_path
 from noisesam.errors import NoisesamError, RunError
 from noisesam.runs import Run, RunWriter, open_run, portable_configuration, setting_hash
 from noisesam.runs.checkpoints import committed_steps, read_payload
+from noisesam.runs.verify import missing_before
 from noisesam.training.checkpoint import accelerators, seed_generators
 from noisesam.training.config import Config
 from noisesam.training.load import config_to_dict, load_config
@@ -74,8 +75,8 @@ def fit(
         if not resume:
             raise RunError(
                 f"{path} already holds a run",
-                expected="a new directory with resume=False",
-                remedy="Choose another, or delete it.",
+                expected="a new directory (resume=False, --no-resume)",
+                remedy="Choose another, delete it, or let the run be resumed.",
             )
         writer = RunWriter.resume(path, config=plain, data_file=data_file)
         if writer.status == "finished":
@@ -83,6 +84,7 @@ def fit(
             return open_run(path)
         with _verdict(writer):
             prepared = prepare(checked, data_root=data_root)
+        _refuse_damage(writer, path, prepared)
     else:
         # Everything that can be refused is refused before there is a directory.
         prepared = prepare(checked, data_root=data_root)
@@ -107,6 +109,15 @@ def _begin(loop: Loop, path: Path) -> None:
         loop.resume(*read_payload(path, steps[-1]))
     else:
         loop.start()
+
+
+def _refuse_damage(writer: RunWriter, path: Path, prepared: Prepared) -> None:
+    """Refuse to go on behind a part that is damaged or missing: what a checkpoint stands for is not written again."""
+    steps = committed_steps(path)
+    found = missing_before(open_run(path), steps[-1], steps[-1] / prepared.order.steps_per_epoch) if steps else []
+    if found:
+        writer.close()
+        raise RunError(found[0].message, remedy=found[0].remedy)
 
 
 def _create(path: Path, prepared: Prepared, plain: dict[str, Any], data_file: Path | None) -> RunWriter:

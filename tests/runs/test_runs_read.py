@@ -140,7 +140,8 @@ def test_a_corrupt_manifest_is_one_clear_error(tmp_path, make, text, message):
 def test_what_is_no_run_is_said_to_be_none(tmp_path, make):
     make.run(tmp_path / "folder" / "a")
     with pytest.raises(
-        RunError, match=r"folder is not a run: it has no manifest\.json\. .* Use open_runs for a folder of runs\."
+        RunError,
+        match=r"folder is not a run: it has no manifest\.json\. .* For a folder of runs: noisesam runs list",
     ):
         open_run(tmp_path / "folder")
     with pytest.raises(RunError, match=r"is a file\. Expected the directory of a run\. Name the directory that holds"):
