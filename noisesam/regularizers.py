@@ -10,6 +10,7 @@ import difflib
 import math
 import weakref
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -112,6 +113,8 @@ class JSAMRegularizer:
             raise ValueError(
                 _text(f"mode is {mode!r}", "'constant' or 'adaptive'", _suggestion(mode, ("constant", "adaptive")))
             )
+        if not isinstance(model, nn.Module):
+            raise ValueError(_text(f"model is a {type(model).__name__}", "a torch.nn.Module", "Pass the module itself."))
         self.mode = mode
         constants = {"activation": activation, "weight": weight}
         radius = {"rho": rho}
@@ -483,8 +486,10 @@ def _require_mode(mode: str, *, needed: dict[str, Any], foreign: dict[str, Any])
                     f"Type JSAMRegularizer(model, {f'mode={mode!r}, ' if mode == 'adaptive' else ''}{call}).",
                 )
             )
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(_text(f"{name} is {value}", "a finite number of at least 0", f"Type {name}=0.0 to switch it off."))
+        if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= 0):
+            raise ValueError(
+                _text(f"{name} is {value!r}", "a finite number of at least 0", f"Type {name}=0.0 to switch it off.")
+            )
 
 
 def _foreign(name: str, mode: str) -> str:

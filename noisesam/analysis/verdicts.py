@@ -63,6 +63,23 @@ def findings(runs: Runs | Tables, baseline: str = "sgd", confidence: float = 0.9
     return sentences
 
 
+def unfinished(runs: Runs) -> list[str]:
+    """Say how many of the runs did not finish, in one sentence; nothing if all did.
+
+    Args:
+        runs: A run, runs, or a `RunCollection`.
+
+    Returns:
+        At most one sentence.
+
+    Example:
+        >>> from noisesam.runs import RunCollection
+        >>> unfinished(RunCollection([]))
+        []
+    """
+    return _unfinished(as_tables(runs))
+
+
 def _unfinished(tables: Tables) -> list[str]:
     statuses = tables.facts["status"]
     count = int(statuses.isin(["running", "failed"]).sum())

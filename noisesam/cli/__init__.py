@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +48,7 @@ class Commands(TyperGroup):
             )
             raise typer.Exit(FAILURE) from error
         except KeyboardInterrupt as error:
-            err.print("\nInterrupted. What was flushed is saved; the same command again resumes from the last checkpoint.")
+            err.print("\nInterrupted. What a run had written is kept; the same command again resumes from its last checkpoint.")
             raise typer.Exit(INTERRUPTED) from error
 
 
@@ -86,4 +88,8 @@ for _name in _COMMANDS:
 
 def main() -> None:
     """Run the command line; the entry point of `noisesam` and of `python -m noisesam`."""
+    for stream in (sys.stdout, sys.stderr):
+        # A stream of few characters (ASCII, Latin-1) gets a question mark for what it cannot show, not a traceback.
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
     app()

@@ -78,6 +78,7 @@ def open_all(paths: Sequence[Path]) -> tuple[RunCollection, list[str]]:
 def analysed(collection: RunCollection, baseline: str) -> dict[str, Any]:
     """Compute the three things that are shown: summary with the baseline first, paired differences, findings."""
     from noisesam import analysis
+    from noisesam.analysis.verdicts import unfinished
 
     summary = analysis.summary(collection)
     present = list(dict.fromkeys(str(method) for method in summary["method"]))
@@ -85,7 +86,8 @@ def analysed(collection: RunCollection, baseline: str) -> dict[str, Any]:
         raise unknown_name("baseline", baseline, present)
     summary = summary.sort_values("method", key=lambda names: names != baseline, kind="stable", ignore_index=True)
     paired = analysis.paired_differences(collection, baseline=baseline) if baseline in present else None
-    sentences = analysis.findings(collection, baseline=baseline) if baseline in present else []
+    # Without a baseline nothing is compared; that a run did not finish is said all the same.
+    sentences = analysis.findings(collection, baseline=baseline) if baseline in present else unfinished(collection)
     return {
         "summary": summary,
         "paired_differences": paired if paired is not None else summary.iloc[:0],

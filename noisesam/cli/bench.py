@@ -163,7 +163,12 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
 
 
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError("An empty list of names", expected="names separated by commas", remedy="Leave the option out for all")
+    return names
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -10,11 +10,11 @@ import typer
 
 from noisesam.cli.console import number, out, print_json, print_table, say, say_path
 from noisesam.errors import InputError
+from noisesam.training.values import WITHOUT_RATE
 
 if TYPE_CHECKING:
     from noisesam.data import NoisyDataset
 
-_WITHOUT_RATE = ("none", "human", "transition-matrix")
 _SHOWN_CLASSES = 12
 """Beyond, a matrix no longer fits 80 columns; --json and --out have it in full."""
 
@@ -40,7 +40,8 @@ def noise(
     """Show what a noise kind does to a data set: realised rate, transition matrix stated and empirical, a picture."""
     from noisesam.data import add_label_noise, load
 
-    if rate is None and kind not in _WITHOUT_RATE:
+    _refuse_unread(kind, source, matrix)
+    if rate is None and kind not in WITHOUT_RATE:
         rate = 0.4
     stated_law = read_matrix(matrix) if matrix is not None else None
     clean = load(data, root=data_root)
@@ -79,6 +80,26 @@ def noise(
         say_path("Picture:", path)
     else:
         say("A picture of it: the same command with --out FOLDER", style="dim")
+
+
+def _refuse_unread(kind: str, source: str | None, matrix: Path | None) -> None:
+    """Refuse options that the kind of noise would not read, and ask for the one that it needs."""
+    if source is not None and kind != "human":
+        raise InputError(
+            f"--source {source} with --kind {kind}", expected="a source for kind human", remedy="Leave --source out"
+        )
+    if matrix is not None and kind != "transition-matrix":
+        raise InputError(
+            f"--matrix {matrix} with --kind {kind}",
+            expected="a matrix for kind transition-matrix",
+            remedy="Type --kind transition-matrix, or leave --matrix out",
+        )
+    if matrix is None and kind == "transition-matrix":
+        raise InputError(
+            "--kind transition-matrix without --matrix",
+            expected="a CSV file, K rows of K probabilities",
+            remedy="Type --matrix FILE.csv",
+        )
 
 
 def empirical_matrix(dataset: NoisyDataset) -> tuple[np.ndarray, np.ndarray]:
@@ -147,9 +168,17 @@ def cell_text(probability: float) -> str:
 
 def read_matrix(path: Path) -> np.ndarray:
     """Read a transition matrix from a CSV file: K rows of K probabilities, no heading."""
+    expected = "K rows of K probabilities, separated by commas"
     try:
-        return np.loadtxt(path, delimiter=",", ndmin=2)
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(f"{path} cannot be read: {reason}", expected=expected, remedy="Check the path of --matrix") from error
+    if not text.strip():
+        raise InputError(f"{path} is empty", expected=expected, remedy="Write one row for every true class")
+    try:
+        return np.loadtxt(text.splitlines(), delimiter=",", ndmin=2)
     except ValueError as error:
         raise InputError(
-            f"{path} is no table of numbers: {error}", expected="K rows of K probabilities, separated by commas"
+            f"{path} is no table of numbers: {error}", expected=expected, remedy="Leave out headings and names"
         ) from error

@@ -35,7 +35,10 @@ def sweep(
         str | None, typer.Option(metavar="ADDRESS", help="Make the runs on this Dask cluster; its workers share the folders.")
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Choose the hyper-parameters on noisy validation, write the table, and stop.")
+        bool,
+        typer.Option(
+            "--calibrate", help="Choose the hyper-parameters on noisy validation, write the table beside --out, and stop."
+        ),
     ] = False,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets. (default: $NOISESAM_DATA)")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,

@@ -71,7 +71,8 @@ def run_sizes(config: Config, data_root: Path | None) -> dict[str, int]:
     from noisesam.training import prepare, validate
 
     validate(config)
-    prepared = prepare(config, data_root=data_root)
+    with warnings_in_words():
+        prepared = prepare(config, data_root=data_root)
     splits = prepared.splits
     return {
         "training examples": len(splits.train),

@@ -47,7 +47,8 @@ def resolve(
         raise InputError(
             f"asymmetric noise on {name or 'this data set'}, which has no published class map",
             expected="a mapping from true to observed class",
-            remedy="Pass mapping={0: 1, ...} with class numbers or names, or a transition_matrix",
+            remedy="Pass mapping={0: 1, ...} with class numbers or names, or the probabilities themselves "
+            "(transition_matrix; on the command line --kind transition-matrix --matrix FILE.csv)",
         )
     target = np.arange(len(classes), dtype=np.int64)
     for true, observed in chosen.items():

@@ -95,6 +95,8 @@ def add_label_noise(
     if kind not in noise_kinds():
         raise unknown_name("noise kind", kind, noise_kinds())
     _check_arguments(kind, rate, transition_matrix, mapping)
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"seed = {seed!r}", expected="a whole number of at least 0", remedy="Write for example seed=0")
     if kind == "none":
         return _without_noise(dataset)
     clean = _true_labels(dataset)

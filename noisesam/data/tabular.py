@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +66,17 @@ def load_csv(path: Path, split: str, *, name: str) -> NoisyDataset:
 
 def _read(file: Path) -> pd.DataFrame:
     """Read the table, and call the last column `label` if none has that name."""
+    _check_fields(file)
     try:
-        table = pd.read_csv(file)
+        table = pd.read_csv(file, index_col=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(
             f"{file}: not a readable table ({error})", expected="a .csv file with a header", remedy="Check it"
         ) from None
     if "label" not in table.columns and table.columns[-1] not in _RESERVED:
         table = table.rename(columns={table.columns[-1]: "label"})
+    if not len(table):
+        raise InputError(f"{file}: a header and no rows", expected="one row per example", remedy="Add the examples below it")
     if "label" not in table.columns or table.shape[1] < 2:
         raise InputError(
             f"{file}: columns {', '.join(map(str, table.columns))}",
@@ -80,6 +84,46 @@ def _read(file: Path) -> pd.DataFrame:
             remedy="Add them",
         )
     return table
+
+
+def _check_fields(file: Path) -> None:
+    """Refuse a table whose rows do not fit its header: read as they are, they would lose a column or an example in silence."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as handle:
+            rows = csv.reader(handle)
+            header = next(rows, [])
+            odd = next(((rows.line_num, row) for row in rows if row and len(row) != len(header)), None)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{file}: not a readable table ({error})", expected="a .csv file with a header, in UTF-8", remedy="Check it"
+        ) from None
+    if len(header) == 1:
+        other = next((sign for sign in (";", "\t", "|") if sign in header[0]), None)
+        if other is not None:
+            raise InputError(
+                f"{file}: columns separated by {other!r} ({header[0][:60]!r})",
+                expected="columns separated by commas",
+                remedy="Save the table with commas",
+            )
+    if odd is not None:
+        raise InputError(
+            f"{file}: {len(header)} columns in the header, {len(odd[1])} in line {odd[0]}",
+            expected="as many values in every row as columns in the header",
+            remedy="Name every column in the first line, or mend the row",
+        )
+    if header and all(_number(name) is not None for name in header) and header != [str(k) for k in range(len(header))]:
+        raise InputError(
+            f"{file}: a first line of numbers alone ({', '.join(header[:4])}{', ...' if len(header) > 4 else ''})",
+            expected="a header with the names of the columns",
+            remedy="Write the names above the first example",
+        )
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _class_names(tables: list[pd.DataFrame], path: Path) -> tuple[str, ...]:

@@ -264,4 +264,5 @@ def _check(file: str, sweep: Sweep) -> None:
             raise ConfigurationError(
                 f"calibration.methods.{method} of {file}, but no point has that method",
                 expected="one of: " + ", ".join(sweep.methods),
+                remedy="Write one name in both places, as `noisesam methods` lists it",
             )

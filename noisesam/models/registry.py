@@ -186,7 +186,16 @@ def make(name: str, *, input_shape: Sequence[int] | int, classes: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     # Constructors of torch modules draw weights of their own from the global generator; the fork puts it back.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-        return entry.factory(shape, classes, generator, **checked)
+        try:
+            return entry.factory(shape, classes, generator, **checked)
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):
+                raise
+            raise InputError(
+                f"The model {name!r} with these options does not fit into memory",
+                expected="weights of a few gigabytes at most",
+                remedy="Make it smaller: " + (", ".join(sorted(checked)) or "its input shape") + ".",
+            ) from error
 
 
 def _known(name: str) -> str:

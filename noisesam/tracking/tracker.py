@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,14 +68,25 @@ class Tracker:
         schedule: Schedule | None = None,
         batch_size: int | None = None,
     ) -> None:
+        from noisesam.data import NoisyDataset
         from noisesam.gradients import losses
 
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"A model of type {type(model).__name__}", expected="a torch.nn.Module", remedy="Pass the module itself."
+            )
+        if not isinstance(probe, NoisyDataset):
+            raise InputError(
+                f"A probe of type {type(probe).__name__}",
+                expected="a noisesam.data.NoisyDataset",
+                remedy="Wrap the tensors: NoisyDataset(inputs, labels, clean_labels=...).",
+            )
         if len(probe) == 0:
             raise InputError("A probe without examples", expected="at least one example to follow")
         if rho is None:
             rho = float(getattr(method, "rho", None) or DEFAULT_RHO)
-        if not rho > 0:
-            raise InputError(f"rho = {rho}", expected="a positive radius")
+        if isinstance(rho, bool) or not isinstance(rho, Real) or not 0 < rho < float("inf"):
+            raise InputError(f"rho = {rho!r}", expected="a positive, finite radius", remedy="Type for example rho=0.01.")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size = {batch_size}", expected="at least 1")
         parameters = trainable(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import tomllib
 import types
@@ -13,7 +14,7 @@ from typing import Any
 
 from noisesam.errors import ConfigurationError, nearest_name
 from noisesam.training.config import Config
-from noisesam.training.values import check_values
+from noisesam.training.values import LARGEST_INTEGER, WITHOUT_RATE, check_values
 
 _SECTIONS: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)
@@ -70,7 +71,19 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, overrides: Iter
         _apply_override(raw, override)
     config = _build(raw)
     check_values(config)
+    _require_rate(raw)
     return config
+
+
+def _require_rate(raw: Mapping[str, Any]) -> None:
+    """Refuse noise whose rate is left out: its default of 0 would be no noise under another name."""
+    noise = raw.get("noise", {})
+    if noise.get("kind", "none") not in WITHOUT_RATE and "rate" not in noise:
+        raise ConfigurationError(
+            f'noise.kind = "{noise["kind"]}" without noise.rate',
+            expected="a fraction between 0 and 1",
+            remedy="Write noise.rate = 0.4, for instance; noise.rate = 0 is a run without wrong labels.",
+        )
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def _as_mapping(source: str | Path | Mapping[str, Any] | Config) -> dict[str, An
         return _copied(source)
     path = Path(source)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a byte order mark in front
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigurationError(
@@ -251,6 +264,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(name): _plain(f"{key}.{name}", inner) for name, inner in value.items()}
         raise _wrong_type(key, value, "a table of options", optional)
+    _refuse_unwritable(key, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
@@ -283,7 +297,24 @@ def _plain(key: str, value: Any) -> Any:
         raise ConfigurationError(
             f"{key} = {value!r} ({type(value).__name__})", expected="numbers, strings, true or false, lists and tables of them"
         )
+    _refuse_unwritable(key, value)
     return _copied(value)
+
+
+def _refuse_unwritable(key: str, value: Any) -> None:
+    """Refuse numbers that a manifest cannot hold: NaN, infinities, integers of more than 64 bits."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _refuse_unwritable(f"{key}.{name}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_unwritable(key, inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigurationError(f"{key} = {value}", expected="a finite number", remedy=f"Write {key} = 0.1, for instance.")
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ConfigurationError(
+            f"{key} = {value}", expected="an integer of at most 63 bits", remedy=f"Write {key} = 100, for instance."
+        )
 
 
 def _unknown_key(key: str, names: tuple[str, ...], prefix: str) -> ConfigurationError:

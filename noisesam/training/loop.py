@@ -92,7 +92,7 @@ class Loop:
             with prepared.arithmetic():
                 result = prepared.method.backward(batch.inputs, batch.labels, index=batch.index)
         except FloatingPointError as error:
-            raise self._diverged(str(error)) from error
+            raise self._diverged(error.given if isinstance(error, NoisesamError) else str(error)) from error
         # A method raises itself; one that evaluates only some rows may meet the others later.
         if bool(result.evaluated.any()) and not math.isfinite(float(result.loss)):
             raise self._diverged(f"The loss of a batch is {float(result.loss)}")
@@ -197,7 +197,7 @@ class Loop:
     def _diverged(self, reason: str) -> NoisesamError:
         epoch = self.step / self.prepared.order.steps_per_epoch
         return RunError(
-            f"Training diverged after {self.step} steps (epoch {epoch:.1f}): {reason}",
+            f"Training diverged after {self.step} {'step' if self.step == 1 else 'steps'} (epoch {epoch:.1f}): {reason}",
             expected="a finite loss",
             remedy="Lower optimizer.lr or method.rho; what was measured before stays readable.",
         )

@@ -16,11 +16,17 @@ DTYPES = ("float32", "float64")
 AUGMENTATIONS = ("none", "crop-flip")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 HUMAN_SOURCES = ("aggregate", "random1", "random2", "random3", "worst", "noisy")
+WITHOUT_RATE = ("none", "human", "transition-matrix")
+"""Kinds of label noise that bring their own rate, or none."""
+LARGEST_INTEGER = 2**63 - 1
+"""What a manifest and its readers hold."""
+LARGEST_FLOAT32 = 3.4e38
 LARGEST_SEED = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
 
 _AT_LEAST_ONE: tuple[Callable[[Any], bool], str] = (lambda value: value >= 1, "at least 1")
 _NOT_NEGATIVE: tuple[Callable[[Any], bool], str] = (lambda value: math.isfinite(value) and value >= 0, "0 or more")
+_FLOAT32: tuple[Callable[[Any], bool], str] = (lambda value: 0 <= value <= LARGEST_FLOAT32, "0 or more, within float32")
 _POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: math.isfinite(value) and value > 0, "more than 0")
 _NOT_EMPTY: tuple[Callable[[Any], bool], str] = (lambda value: bool(value.strip()), "a name")
 
@@ -34,9 +40,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model.name": _NOT_EMPTY,
     "method.name": _NOT_EMPTY,
     "method.loss": _NOT_EMPTY,
-    "optimizer.lr": _NOT_NEGATIVE,
+    "optimizer.lr": _FLOAT32,
     "optimizer.momentum": (lambda value: 0 <= value < 1, "at least 0 and less than 1"),
-    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.weight_decay": _FLOAT32,
     "training.epochs": _AT_LEAST_ONE,
     "training.batch_size": _AT_LEAST_ONE,
     "training.device": (lambda value: re.fullmatch(r"cpu|(cuda|mps|xpu)(:\d+)?", value) is not None, "cpu, cuda or cuda:0"),
@@ -67,7 +73,9 @@ def check_values(config: Config) -> None:
     for key, (allowed, expected) in _RANGES.items():
         value = _value(config, key)
         if value is not None and not allowed(value):
-            raise ConfigurationError(f"{key} = {value!r}", expected=expected)
+            default = _value(Config(), key)
+            remedy = f"Leave {key} out for its default, which is {'none' if default is None else repr(default)}."
+            raise ConfigurationError(f"{key} = {value!r}", expected=expected, remedy=remedy)
     for key, choices in _CHOICES.items():
         value = _value(config, key)
         if value is not None:
@@ -106,6 +114,12 @@ def _check_pairs(config: Config) -> None:
             f'noise.rate = {noise.rate} with noise.kind = "human"',
             expected="no rate, because human labels bring their own",
             remedy="Leave noise.rate out and choose noise.source.",
+        )
+    if noise.source is not None and noise.kind != "human":
+        raise ConfigurationError(
+            f'noise.source = "{noise.source}" with noise.kind = "{noise.kind}"',
+            expected="a source with human labels only",
+            remedy='Leave noise.source out, or write noise.kind = "human".',
         )
     if optimizer.name != "sgd" and (optimizer.momentum or optimizer.nesterov):
         raise ConfigurationError(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 
 import numpy as np
@@ -123,3 +126,27 @@ def test_no_text_out_of_a_file_reaches_the_terminal_as_a_command(capsys):
     assert all(character.isprintable() for character in printed.replace("\n", ""))
     assert printed.count("\\x1b[2J") == 7
     assert console.harmless("näme\n名") == "näme\n名"
+
+
+_WITH_SIGN = """
+from noisesam.cli import app, console, main
+
+@app.command("sign")
+def sign():
+    console.out.print("0.90 \\u00b1 0.01")
+
+sys.argv = ["noisesam", "sign"]
+main()
+"""
+
+
+def test_a_terminal_of_ascii_gets_question_marks_and_no_traceback():
+    """The plus-or-minus sign stands in every table of means."""
+    shown = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + _WITH_SIGN],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr.decode()
+    assert b"0.90 ? 0.01" in shown.stdout

@@ -134,3 +134,9 @@ def test_an_error_of_a_run_crosses_the_process_border_with_its_three_parts():
 
     error = pickle.loads(pickle.dumps(FailedRunError("sgd-seed0", "It broke", "a whole disk", "Make room")))
     assert (error.given, error.expected, error.remedy) == ("sgd-seed0: It broke", "a whole disk", "Make room")
+
+
+def test_bench_refuses_an_empty_list_of_models():
+    result = call("bench", "--quick", "--models", "")
+    assert result.exit_code == 2
+    assert "An empty list of names" in result.stderr

@@ -89,3 +89,26 @@ def test_a_matrix_file_of_words_is_an_error(tmp_path):
     result = call("--kind", "transition-matrix", "--matrix", str(tmp_path / "law.csv"))
     assert result.exit_code == 2
     assert "is no table of numbers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "worst"], "--source worst with --kind symmetric"),
+        (["--matrix", "nope.csv"], "--matrix nope.csv with --kind symmetric"),
+        (["--kind", "transition-matrix"], "Type --matrix FILE.csv"),
+        (["--kind", "transition-matrix", "--matrix", "nope.csv"], "nope.csv cannot be read: No such file"),
+        (["--seed", "-1"], "seed = -1"),
+    ],
+)
+def test_an_option_that_would_not_be_read_is_refused(arguments, message):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_an_empty_matrix_file_is_named(tmp_path):
+    (tmp_path / "empty.csv").write_text("\n")
+    result = call("--kind", "transition-matrix", "--matrix", str(tmp_path / "empty.csv"))
+    assert result.exit_code == 2
+    assert "empty.csv is empty" in result.stderr

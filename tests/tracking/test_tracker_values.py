@@ -269,7 +269,7 @@ def test_take_returns_each_row_once():
 
 def test_bad_arguments_are_refused():
     model, probe = model_of("mlp", 3, hidden=[4]), probe_of(3)
-    with pytest.raises(InputError, match=r"rho = 0.0. Expected a positive radius"):
+    with pytest.raises(InputError, match=r"rho = 0.0. Expected a positive, finite radius"):
         Tracker(model, probe, rho=0.0)
     with pytest.raises(InputError, match="A probe without examples"):
         Tracker(model, probe.subset([]), rho=RHO)
@@ -279,3 +279,17 @@ def test_bad_arguments_are_refused():
         Tracker(model, probe, loss="crossentropy")
     with pytest.raises(InputError, match="without trainable weights"):
         Tracker(torch.nn.Identity(), probe)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rho": float("inf")}, "rho = inf"),
+        ({"probe": torch.zeros(3, 4)}, "A probe of type Tensor.*Wrap the tensors"),
+    ],
+)
+def test_what_is_no_model_probe_or_radius_is_refused(change, message):
+    labels = torch.tensor([0, 1, 0])
+    whole = {"model": torch.nn.Linear(4, 2), "probe": NoisyDataset(torch.zeros(3, 4), labels, clean_labels=labels), "rho": 0.1}
+    with pytest.raises(InputError, match=message):
+        Tracker(**{**whole, **change})

@@ -25,7 +25,7 @@ from noisesam.training import (
 )
 
 names = st.text("abcdefgh-0123456789", min_size=1, max_size=8)
-scalars = st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
+scalars = st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
 free = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=5
 )
@@ -50,7 +50,9 @@ def configs(draw):
             standardise=draw(st.booleans()),
         ),
         noise=NoiseConfig(
-            kind=kind, rate=draw(rates) if kind == "symmetric" else 0.0, source=draw(st.sampled_from(["worst", "random1"]))
+            kind=kind,
+            rate=draw(rates) if kind == "symmetric" else 0.0,
+            source=draw(st.sampled_from(["worst", "random1"])) if kind == "human" else None,
         ),
         model=ModelConfig(name=draw(names), options=draw(st.dictionaries(names, free, max_size=3))),
         method=MethodConfig(name=draw(names), loss=draw(names), hyperparameters=hyperparameters),
@@ -224,3 +226,39 @@ def test_hyperparameter_with_the_name_of_a_field_is_refused():
 def test_loading_a_configuration_does_not_import_torch():
     code = "import sys, noisesam; noisesam.load_config({'seed': 1}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["noise.kind=symmetric"], r'noise\.kind = "symmetric" without noise\.rate.*Write noise\.rate = 0\.4'),
+        (["noise.kind=symmetric", "noise.rate=0.4", "noise.source=worst"], r"noise\.source.*Leave noise\.source out"),
+        (["method.rho=nan"], r"method\.rho = nan. Expected a finite number"),
+        (["method.rho=inf"], r"method\.rho = inf"),
+        (["model.options={ init_std = nan }"], r"model\.options\.init_std = nan"),
+        (["training.batch_size=999999999999999999999999"], r"at most 63 bits"),
+        (["optimizer.lr=1e300"], r"optimizer\.lr = 1e\+300. Expected 0 or more, within float32. Leave optimizer\.lr out"),
+        (["optimizer.weight_decay=1e300"], r"optimizer\.weight_decay = 1e\+300"),
+        (["training.epochs=0"], r"training\.epochs = 0. Expected at least 1. Leave training\.epochs out for its default"),
+    ],
+)
+def test_what_would_be_ignored_or_could_not_be_saved_is_refused(overrides, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_config({}, overrides)
+
+
+@pytest.mark.parametrize("overrides", [["noise.kind=human", "noise.source=worst"], ["noise.kind=symmetric", "noise.rate=0"]])
+def test_noise_that_brings_its_rate_or_states_none_is_understood(overrides):
+    assert load_config({}, overrides).noise.rate == 0
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "config.toml").write_text("[training]\nepochs = 3\n", encoding="utf-8-sig")
+    assert load_config(tmp_path / "config.toml").training.epochs == 3
+
+
+def test_kinds_of_noise_without_a_rate_are_those_of_the_data():
+    from noisesam.data import noise
+    from noisesam.training import values
+
+    assert values.WITHOUT_RATE == noise._WITHOUT_RATE

@@ -236,7 +236,7 @@ def test_a_diverged_run_is_marked_failed_and_what_was_measured_is_kept(name, tmp
     config = small_config(method={"name": name}, optimizer={"lr": 1e30}, checkpoint={"every": 4, "every_steps": None})
     config["method"].pop("rho")
     for _ in range(2):  # the second time from the checkpoint of the failed run
-        with pytest.raises(RunError, match=r"Training diverged after \d+ steps.*Lower optimizer.lr"):
+        with pytest.raises(RunError, match=r"Training diverged after \d+ steps?.*Lower optimizer.lr"):
             fit(config, tmp_path / "run")
         run = open_run(tmp_path / "run")
         assert run.status == "failed"
