@@ -73,8 +73,8 @@ def unfinished(runs: Runs) -> list[str]:
         At most one sentence.
 
     Example:
-        >>> from noisesam.runs import RunCollection
-        >>> unfinished(RunCollection([]))
+        >>> row = {"setting": "", "split": "test", "group": "all", "metric": "accuracy", "step": 1, "epoch": 1.0}
+        >>> unfinished(pd.DataFrame([row | {"run": "a", "method": "sgd", "seed": 0, "value": 0.8}]))
         []
     """
     return _unfinished(as_tables(runs))

@@ -87,7 +87,7 @@ class TrackingConfig:
     evaluate_every: int = 1
     """Epochs between evaluations of accuracy and loss on train, validation and test."""
     probe_size: int = 256
-    """Seeded training examples whose per-example quantities are followed; 0 switches them off."""
+    """Seeded training examples whose per-example quantities are followed (all, if there are fewer); 0 switches them off."""
     probe_every: int = 5
     """Epochs between probes, after the first `probe_dense` epochs, in which every epoch is probed."""
     probe_dense: int = 5
