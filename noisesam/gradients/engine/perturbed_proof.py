@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, call_model, take
-from noisesam.gradients.factors import Factor, PerExampleGradient
+from noisesam.gradients.factors import LARGEST_SQUARE, SMALLEST_SQUARE, Factor, OuterProducts, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
@@ -73,19 +73,32 @@ def _moved(parameters: Mapping[str, nn.Parameter], eps: Mapping[str, Factor], on
     own = {name: parameters[name].data for name in eps}
     try:
         for name, factor in eps.items():
-            parameters[name].data = own[name] + factor.of(one).dense()[0].to(own[name].dtype)
+            eps_of_one = factor.of(one)
+            if isinstance(eps_of_one, OuterProducts):  # multiplied out anew: the product becomes the moved weight
+                parameters[name].data = eps_of_one.dense()[0].to(own[name].dtype).add_(own[name])
+            else:
+                parameters[name].data = own[name] + eps_of_one.dense()[0].to(own[name].dtype)
         yield
     finally:
         for name, memory in own.items():
             parameters[name].data = memory
 
 
+def whole_norm(values: Tensor) -> Tensor:
+    """Return the norm of all entries in float64, also where their squares are beyond their type; a copy is made only there."""
+    norm = torch.linalg.vector_norm(values).double()
+    if SMALLEST_SQUARE < float(norm) ** 2 < LARGEST_SQUARE:
+        return norm
+    largest = torch.linalg.vector_norm(values, ord=torch.inf)
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return torch.linalg.vector_norm(values / scale).double() * scale.double()
+
+
 def plain_gradient_norms(parameters: Mapping[str, nn.Parameter], output: Tensor, cotangent: Tensor) -> dict[str, float]:
     """Return the norm of the gradient of every parameter by plain autograd, 0 where it plays no part."""
     found = torch.autograd.grad(output, list(parameters.values()), cotangent, allow_unused=True)
     return {
-        name: 0.0 if gradient is None else float(torch.linalg.vector_norm(gradient.double()))
-        for name, gradient in zip(parameters, found, strict=True)
+        name: 0.0 if gradient is None else float(whole_norm(gradient)) for name, gradient in zip(parameters, found, strict=True)
     }
 
 

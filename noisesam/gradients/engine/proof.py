@@ -31,6 +31,7 @@ from noisesam.gradients.engine.perturbed_proof import (
     kept_from_before,
     plain_gradient_norms,
     reference_gradient_norms,
+    whole_norm,
 )
 from noisesam.gradients.factors import PerExampleGradient
 from noisesam.gradients.points import Point
@@ -194,21 +195,24 @@ class _Twin:
 
 def _twins(engine: FastEngine, inputs: Inputs, alone: dict[int, Tensor]) -> dict[int, _Twin]:
     output = call_model(engine.model, inputs)
+    return {row: _Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
+
+
+def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, Tensor]:
+    """Return the norms alone, so that the gradients of one row are gone before those of the next are there."""
+    if not output.requires_grad:
+        return {}
+    cotangent = torch.zeros_like(output)
+    cotangent[row] = _cotangent(output)[row]
     weights = list(engine.parameters.values())
-    found = {}
-    for row, own in alone.items():
-        norms: dict[str, Tensor] = {}
-        if output.requires_grad:
-            cotangent = torch.zeros_like(output)
-            cotangent[row] = _cotangent(output)[row]
-            gradients = torch.autograd.grad(output, weights, cotangent, allow_unused=True, retain_graph=True)
-            for name, gradient in zip(engine.parameters, gradients, strict=True):
-                if gradient is not None:
-                    if gradient.layout != torch.strided:
-                        raise sparse_gradient(name)
-                    norms[name] = torch.linalg.vector_norm(gradient.double())
-        found[row] = _Twin(own, norms)
-    return found
+    gradients = torch.autograd.grad(output, weights, cotangent, allow_unused=True, retain_graph=True)
+    norms = {}
+    for name, gradient in zip(engine.parameters, gradients, strict=True):
+        if gradient is not None:
+            if gradient.layout != torch.strided:
+                raise sparse_gradient(name)
+            norms[name] = whole_norm(gradient)
+    return norms
 
 
 def _refuse_mixing(model: nn.Module, inputs: Inputs, first_alone: Tensor) -> None:
