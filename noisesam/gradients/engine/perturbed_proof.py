@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, call_model, take
+from noisesam.gradients.batch import Inputs, call_model, sparse_gradient, take
 from noisesam.gradients.factors import LARGEST_SQUARE, SMALLEST_SQUARE, Factor, OuterProducts, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
 SHARE = 0.05
-"""Length of the perturbation as a share of that of the weights: the outputs move by much more than they are rounded."""
+"""Length of the perturbation as a share of that of the weights, or of 1 where they are zero."""
+ROUNDINGS = 1000
+"""Roundings of the outputs that a batch and an example alone may differ by where a small part of a model hardly moves them."""
 COARSE = 1e-2
 """A tolerance above this belongs to products rounded to few bits (TF32): it is then relative to the outputs themselves."""
 
@@ -42,7 +44,7 @@ def agrees_at_perturbed_weights(
     if not gradient.factors:
         return True
     length = math.hypot(*(float(torch.linalg.vector_norm(parameter.detach())) for parameter in parameters.values()))
-    radii = dict.fromkeys(parameters, SHARE * length)
+    radii = dict.fromkeys(parameters, SHARE * (length or 1.0))
     eps = gradient.perturbation(radii, gradient.norm())
     with torch.no_grad():
         alone = [_alone(engine.model, parameters, inputs, eps, row) for row in rows]
@@ -52,9 +54,10 @@ def agrees_at_perturbed_weights(
         for row, expected in zip(rows, alone, strict=True):
             if not bool(expected.isfinite().all()):
                 continue
-            change = expected - point.logits[row : row + 1]
-            size = torch.maximum(expected.abs().max(), change.abs().max()) if tolerance > COARSE else change.abs().max()
-            if not bool((moved[row : row + 1] - expected).abs().max() <= tolerance * size):
+            change, level = (expected - point.logits[row : row + 1]).abs().max(), expected.abs().max()
+            size = torch.maximum(level, change) if tolerance > COARSE else change
+            allowed = tolerance * size + ROUNDINGS * torch.finfo(expected.dtype).eps * level
+            if not bool((moved[row : row + 1] - expected).abs().max() <= allowed):
                 return False
     return True
 
@@ -95,11 +98,18 @@ def whole_norm(values: Tensor) -> Tensor:
 
 
 def plain_gradient_norms(parameters: Mapping[str, nn.Parameter], output: Tensor, cotangent: Tensor) -> dict[str, float]:
-    """Return the norm of the gradient of every parameter by plain autograd, 0 where it plays no part."""
-    found = torch.autograd.grad(output, list(parameters.values()), cotangent, allow_unused=True)
-    return {
-        name: 0.0 if gradient is None else float(whole_norm(gradient)) for name, gradient in zip(parameters, found, strict=True)
-    }
+    """Return the norm of the gradient of every parameter by plain autograd, 0 where it plays no part; the graph stays.
+
+    Raises:
+        InputError: A gradient is sparse.
+    """
+    found = torch.autograd.grad(output, list(parameters.values()), cotangent, allow_unused=True, retain_graph=True)
+    norms = {}
+    for name, gradient in zip(parameters, found, strict=True):
+        if gradient is not None and gradient.layout != torch.strided:
+            raise sparse_gradient(name)
+        norms[name] = 0.0 if gradient is None else float(whole_norm(gradient))
+    return norms
 
 
 def reference_gradient_norms(

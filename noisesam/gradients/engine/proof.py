@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, sparse_gradient, take
+from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
 from noisesam.gradients.engine.perturbed_proof import (
@@ -31,7 +31,6 @@ from noisesam.gradients.engine.perturbed_proof import (
     kept_from_before,
     plain_gradient_norms,
     reference_gradient_norms,
-    whole_norm,
 )
 from noisesam.gradients.factors import PerExampleGradient
 from noisesam.gradients.points import Point
@@ -128,10 +127,10 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
         if not _close(point.logits[row : row + 1], twin.alone, tolerance):
             return Verdict(False, "the model draws random numbers outside dropout")
         own = {name: factor.of(slice(row, row + 1)).in_double() for name, factor in gradient.factors.items()}
-        norms = {name: factor.squared_norm()[0].sqrt() for name, factor in own.items()}
-        largest = max((float(norm) for norm in twin.norms.values()), default=0.0)
+        norms = {name: float(factor.squared_norm()[0].sqrt()) for name, factor in own.items()}
+        largest = max(twin.norms.values(), default=0.0)
         for name in engine.parameters:
-            difference = abs(float(norms.get(name, 0.0)) - float(twin.norms.get(name, 0.0)))
+            difference = abs(norms.get(name, 0.0) - twin.norms.get(name, 0.0))
             if not difference <= tolerance * largest:
                 return Verdict(False, f"the gradient of {name!r} does not separate by example where it is used")
     try:
@@ -190,7 +189,7 @@ class _Twin:
     """
 
     alone: Tensor
-    norms: dict[str, Tensor]
+    norms: dict[str, float]
 
 
 def _twins(engine: FastEngine, inputs: Inputs, alone: dict[int, Tensor]) -> dict[int, _Twin]:
@@ -198,21 +197,13 @@ def _twins(engine: FastEngine, inputs: Inputs, alone: dict[int, Tensor]) -> dict
     return {row: _Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
 
 
-def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, Tensor]:
+def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, float]:
     """Return the norms alone, so that the gradients of one row are gone before those of the next are there."""
     if not output.requires_grad:
         return {}
     cotangent = torch.zeros_like(output)
     cotangent[row] = _cotangent(output)[row]
-    weights = list(engine.parameters.values())
-    gradients = torch.autograd.grad(output, weights, cotangent, allow_unused=True, retain_graph=True)
-    norms = {}
-    for name, gradient in zip(engine.parameters, gradients, strict=True):
-        if gradient is not None:
-            if gradient.layout != torch.strided:
-                raise sparse_gradient(name)
-            norms[name] = whole_norm(gradient)
-    return norms
+    return plain_gradient_norms(engine.parameters, output, cotangent)
 
 
 def _refuse_mixing(model: nn.Module, inputs: Inputs, first_alone: Tensor) -> None:
