@@ -15,6 +15,8 @@ from noisesam.runs.manifest import configuration_hash, setting_hash
 from noisesam.runs.reader import Problem, Run, open_run, problem_of
 from noisesam.runs.schema import GROUPS, SPLITS
 
+_MISSING_REMEDY = "Restore the missing part from a copy of the run, or delete the run and train it again."
+
 
 def verify(path: str | Path) -> list[Problem]:
     """Check a saved run in full: manifest and hashes, every part, every checkpoint, and that no stretch is missing.
@@ -110,34 +112,40 @@ def missing_before(run: Run, step: int, epoch: float) -> list[Problem]:
                     tables.read_part(run.path, path, table)
                 except RunError as error:
                     problems.append(problem_of(path, error))
-    return problems or _gaps(run, until=epoch)
+    return problems or _without_evaluation(run, epoch)
 
 
-def _gaps(run: Run, until: float | None = None) -> list[Problem]:
-    """Check that evaluations follow each other as the configuration says, to the end of a finished run or to an epoch."""
-    config = run.manifest["configuration"]
-    every = _number(config, "tracking", "evaluate_every")
-    epochs = _number(config, "training", "epochs")
+def _without_evaluation(run: Run, until: float) -> list[Problem]:
+    """Check that every evaluation that was due up to an epoch is there."""
+    every, times, folder = _evaluations(run)
+    due = [] if every is None else [every * k for k in range(int(until / every + 1e-6) + 1)]
+    missing = [epoch for epoch in due if not any(abs(epoch - time) < 1e-6 for time in times)]
+    if not missing:
+        return []
+    message = f"{folder} has no evaluation at epoch {missing[0]:g}; one is due every {every:g}."
+    return [Problem(str(folder), message, _MISSING_REMEDY)]
+
+
+def _evaluations(run: Run) -> tuple[float | None, list[float], Path]:
+    """Return the epochs between evaluations as configured, the epochs at which there was one, and where they lie."""
     metrics = run.metrics
     chosen = (metrics["metric"] == "accuracy") & (metrics["group"] == "all")
     times = pd.Series(metrics.loc[chosen, "epoch"].unique()).sort_values().tolist()
-    folder = run.path / "metrics"
-    if every is None:
-        return []
-    if until is not None:
-        due = [every * k for k in range(int(until / every + 1e-6) + 1)]
-        missing = [epoch for epoch in due if not any(abs(epoch - time) < 1e-6 for time in times)]
-        message = f"{folder} has no evaluation at epoch {missing[0]:g}; one is due every {every:g}." if missing else ""
-        remedy = "Restore the missing part from a copy of the run, or delete the run and train it again."
-        return [Problem(str(folder), message, remedy)] if missing else []
-    if not times:
+    return _number(run.manifest["configuration"], "tracking", "evaluate_every"), times, run.path / "metrics"
+
+
+def _gaps(run: Run) -> list[Problem]:
+    """Check that evaluations follow each other as the configuration says, to the end of a finished run."""
+    every, times, folder = _evaluations(run)
+    epochs = _number(run.manifest["configuration"], "training", "epochs")
+    if every is None or not times:
         return []
     ends = [*times, epochs] if run.status == "finished" and epochs is not None else times
     return [
         Problem(
             str(folder),
             f"{folder} has no evaluation between the epochs {first:g} and {second:g}; one is due every {every:g}.",
-            "Restore the missing part from a copy of the run, or delete the run and train it again.",
+            _MISSING_REMEDY,
         )
         for first, second in itertools.pairwise(ends)
         if second - first > every + 1e-6
