@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from reference.dispatched import Dispatched
-from reference.loop import cross_entropy, example_terms, mean_term, norm, relative_error
+from reference.loop import PLACES, cross_entropy, example_terms, mean_term, norm, relative_error
 from torch import Tensor, nn
 
 from noisesam.gradients import mixed_point_gradient
@@ -15,7 +15,6 @@ from noisesam.gradients.engine.rules.channel_normalisation import FEW_CHANNELS, 
 from noisesam.methods import make
 from noisesam.models.options import ChannelLayerNorm
 
-PLACES = {"sgd": ("w", "w"), "1-sam": ("perturbed", "perturbed"), "l-sam": ("w", "perturbed"), "j-sam": ("perturbed", "w")}
 ROWS = "aten.native_layer_norm.default"
 
 

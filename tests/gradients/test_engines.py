@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.loop import cross_entropy, example_terms, logistic, mean_term, norm, relative_error
+from reference.loop import PLACES, cross_entropy, example_terms, logistic, mean_term, norm, relative_error
 from torch import nn
 
 import noisesam
@@ -18,7 +18,6 @@ from noisesam.errors import InputError
 from noisesam.gradients import mixed_point_gradient
 from noisesam.gradients.engine import engine_for
 
-PLACES = {"sgd": ("w", "w"), "1-sam": ("perturbed", "perturbed"), "l-sam": ("w", "perturbed"), "j-sam": ("perturbed", "w")}
 # Every shipped model at a size that a loop over examples can bear.
 MODELS = {
     "linear": ((6,), {}),

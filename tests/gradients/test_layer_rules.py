@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference.loop import cross_entropy, example_terms, mean_term, norm, relative_error
+from reference.loop import PLACES, cross_entropy, example_terms, mean_term, norm, relative_error
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
@@ -21,7 +21,6 @@ from noisesam.gradients import mixed_point_gradient
 from noisesam.gradients.engine import engine_for
 from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products
 
-PLACES = {"sgd": ("w", "w"), "1-sam": ("perturbed", "perturbed"), "l-sam": ("w", "perturbed"), "j-sam": ("perturbed", "w")}
 # Rounding of float64 over sums of a few thousand products; the loop itself rounds as much.
 TOLERANCE = 1e-12
 

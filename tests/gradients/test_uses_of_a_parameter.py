@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from reference.loop import example_terms, mean_term, norm, relative_error
+from reference.loop import PLACES, example_terms, mean_term, norm, relative_error
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -19,8 +19,6 @@ from noisesam.gradients.engine.rules.linear import apply_linear
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, OuterProducts, PerExampleGradient
 from noisesam.methods import make
-
-PLACES = {"sgd": ("w", "w"), "1-sam": ("perturbed", "perturbed"), "l-sam": ("w", "perturbed"), "j-sam": ("perturbed", "w")}
 
 
 @pytest.fixture(autouse=True)
@@ -230,6 +228,28 @@ def test_a_view_made_before_the_step_is_refused_and_named(engine):
         warnings.simplefilter("ignore")
         with pytest.raises(InputError, match=r"'layer\.weight'.*made of it before the step.*Form it inside forward"):
             make("1-sam", KeepsAView(), rho=0.1, engine=engine).backward(torch.randn(4, 6), torch.arange(4) % 3)
+
+
+def zero_biases() -> nn.Module:
+    """Biases alone are trained, from zero: their own length says nothing of a perturbation's."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    for parameter in model.parameters():
+        parameter.data.zero_() if parameter.dim() == 1 else parameter.requires_grad_(False)
+    return model
+
+
+def small_part() -> nn.Module:
+    """What is trained hardly moves the outputs: in float32 by little more than they are rounded."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).requires_grad_(False)
+    model[2].weight.data.mul_(1e4)
+    model[2].bias.requires_grad_(True).data.mul_(1e-3)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("build", [zero_biases, small_part])
+def test_a_trained_part_that_is_zero_or_small_keeps_the_fast_engine(build, dtype):
+    assert engine_for(build().to(dtype), torch.randn(4, 6, dtype=dtype), "auto").name == "fast"
 
 
 def outside(x: Tensor, weight: Tensor) -> Tensor:
