@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import ChunkSize, Inputs, batch_size, call_model, devices_of, take, trainable
+from noisesam.gradients.batch import ChunkSize, Inputs, batch_size, call_model, take, trainable
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
-from noisesam.gradients.randomness import RandomState
+from noisesam.gradients.plain import has_reentrant_checkpoint
+from noisesam.gradients.randomness import undisturbed
+from noisesam.gradients.recomputation import RecomputedActivationsError
 
 MEMORY_BUDGET = 2**31
 """Bytes that chunk_size="auto" allows the per-example passes to add to the model: two GiB."""
@@ -98,8 +100,6 @@ def _small_enough(model: nn.Module, examples: int, activations: int) -> int:
 def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
     """Run one example alone and count what it keeps; random draws and buffers are left as they were."""
     parameters = trainable(model)
-    state = RandomState.capture(devices_of(model))
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     kept: dict[int, int] = {}
     own = {parameter.data_ptr() for parameter in model.parameters()}
 
@@ -108,20 +108,20 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
             kept[value.data_ptr()] = value.numel() * value.element_size()
         return value
 
-    try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+    with undisturbed(model), torch.enable_grad():
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
             output = call_model(model, first)
         activations = sum(kept.values())
-        try:
-            with torch.enable_grad():
-                point = FastEngine(model, parameters).at(first)
-                factors = point.per_example_gradient(torch.ones_like(output)).factors.values()
-            gradient = sum(factor.bytes_kept() for factor in factors)
-        except UnsupportedParameterUse:
-            gradient = 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
-    finally:
-        state.restore()
-        with torch.no_grad():
-            for buffer, copy in buffers:
-                buffer.copy_(copy)
+        gradient = None if has_reentrant_checkpoint(output) else _bytes_of_factors(FastEngine(model, parameters), first, output)
+    if gradient is None:
+        gradient = 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
     return ExampleBytes(activations, gradient)
+
+
+def _bytes_of_factors(engine: FastEngine, first: Inputs, output: Tensor) -> int | None:
+    """Return what the fast engine keeps of a gradient, None where it cannot compute it."""
+    try:
+        factors = engine.at(first).per_example_gradient(torch.ones_like(output)).factors.values()
+        return sum(factor.bytes_kept() for factor in factors)
+    except (UnsupportedParameterUse, RecomputedActivationsError):
+        return None

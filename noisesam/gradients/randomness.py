@@ -1,12 +1,15 @@
-"""The same dropout masks in every pass of a step."""
+"""The same dropout masks in every pass of a step, and passes that leave no trace."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from noisesam.gradients.batch import devices_of
 
 
 @dataclass(frozen=True)
@@ -26,3 +29,17 @@ class RandomState:
         torch.set_rng_state(self.cpu)
         for device, state in self.devices:
             torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Leave generators and buffers as they were."""
+    state = RandomState.capture(devices_of(model))
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        state.restore()
+        with torch.no_grad():
+            for buffer, copy in buffers:
+                buffer.copy_(copy)

@@ -15,7 +15,7 @@ from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of,
 from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
-from noisesam.gradients.recomputation import NoRecomputation
+from noisesam.gradients.recomputation import NoRecomputation, RecomputedActivationsError
 
 
 @dataclass
@@ -57,13 +57,16 @@ class ReferenceEngine(Engine):
             if perturbation is not None and name in perturbation:
                 weights = weights + perturbation[name].dense().to(weights.dtype)
             stacked[name] = weights.detach().requires_grad_()
-        return _StackedPoint(stacked, self._evaluate(stacked, inputs, examples))
+        with NoRecomputation():
+            return _StackedPoint(stacked, self._evaluate(stacked, inputs, examples))
 
     def _evaluate(self, stacked: dict[str, Tensor], inputs: Inputs, examples: int) -> Tensor:
         if self.vectorisation.possible:
             state = RandomState.capture(devices_of(self.model))
             try:
                 return self._evaluate_vectorised(stacked, inputs, examples)
+            except RecomputedActivationsError:
+                raise
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 # Most models that vmap refuses run alone; what is wrong with the model itself is raised again by the loop.
                 state.restore()
@@ -83,7 +86,7 @@ class ReferenceEngine(Engine):
 
         def alone(weights: dict[str, Tensor], values: tuple[Tensor, ...]) -> Tensor:
             one = rebuild(tuple(value.unsqueeze(0) for value in values))
-            return call_model(_Functional(self.model, weights), one).squeeze(0)
+            return call_model(WithWeights(self.model, weights), one).squeeze(0)
 
         with warnings.catch_warnings(), _without_fused_inference():
             # vmap runs some operations one example at a time; that this engine is slow is known.
@@ -94,8 +97,7 @@ class ReferenceEngine(Engine):
         rows = []
         for i in range(examples):
             weights = {name: tensor[i] for name, tensor in stacked.items()}
-            with NoRecomputation():
-                rows.append(call_model(_Functional(self.model, weights), take(inputs, slice(i, i + 1))))
+            rows.append(call_model(WithWeights(self.model, weights), take(inputs, slice(i, i + 1))))
         return torch.cat(rows)
 
 
@@ -110,7 +112,7 @@ def _without_fused_inference() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class _Functional(nn.Module):
+class WithWeights(nn.Module):
     """The model with other weights, callable like the model (not registered as a submodule: nothing is to be renamed)."""
 
     def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -118,6 +120,7 @@ class _Functional(nn.Module):
         self.__dict__["_functional"] = (model, weights)
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """Call the model with these weights."""
         model, weights = self.__dict__["_functional"]
         return functional_call(model, weights, args, kwargs)  # pyright: ignore[reportArgumentType]
 

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from reference.loop import PLACES, example_terms, mean_term, norm, relative_error
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
-from noisesam import decompose
-from noisesam.errors import InputError
 from noisesam.gradients import mixed_point_gradient, register_rule
 from noisesam.gradients.engine import engine_for, interception
 from noisesam.gradients.engine.rules.linear import apply_linear
@@ -179,55 +174,6 @@ def test_a_kernel_is_kept_with_its_object_and_only_where_it_is_a_parameter():
     other = nn.Parameter(torch.randn(4, 3, 3, 3))
     tape._channels_last[id(other)] = tape._channels_last[id(parameter)]  # as if the first were gone and its number free
     assert torch.equal(tape.channels_last(other, torch.float64), other)
-
-
-class Checkpointed(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.block, self.head = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3)), nn.Linear(8, 3)
-
-    def forward(self, x):
-        return self.head(checkpoint(self.block, x, use_reentrant=False).mean((2, 3)))
-
-
-@pytest.mark.parametrize("engine", ["auto", "fast", "reference"])
-def test_checkpointed_activations_are_refused_where_weights_are_an_examples_own(engine):
-    model, x, y = Checkpointed(), images(3, 8), torch.arange(4) % 3
-    with pytest.raises(InputError, match=r"Activation checkpointing.*Switch checkpointing off"):
-        make("1-sam", model, rho=0.1, engine=engine).backward(x, y)
-    with pytest.raises(InputError, match="Activation checkpointing"):
-        decompose(model, x, y)
-    make("sam", model, rho=0.1).backward(x, y)  # moves the weights themselves, and computes again at the moved ones
-
-
-def test_checkpoints_switched_on_after_the_proof_are_seen_too():
-    model, x, y = Checkpointed(), images(3, 8), torch.arange(4) % 3
-    plain = nn.Sequential(model.block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head)
-    plain_forward = model.forward
-    model.forward = plain.forward
-    method = make("1-sam", model, rho=0.1)
-    method.backward(x, y)
-    model.forward = plain_forward
-    with pytest.raises(InputError, match="Activation checkpointing"):
-        method.backward(x, y)
-
-
-class KeepsAView(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
-        self.transposed = self.layer.weight.t()
-
-    def forward(self, x):
-        return self.head(torch.tanh(functional.linear(torch.tanh(self.layer(x)), self.transposed)))
-
-
-@pytest.mark.parametrize("engine", ["auto", "reference"])
-def test_a_view_made_before_the_step_is_refused_and_named(engine):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(InputError, match=r"'layer\.weight'.*made of it before the step.*Form it inside forward"):
-            make("1-sam", KeepsAView(), rho=0.1, engine=engine).backward(torch.randn(4, 6), torch.arange(4) % 3)
 
 
 def zero_biases() -> nn.Module:

@@ -1,4 +1,4 @@
-"""What is proven beside the example axis: outputs at w + eps_i, and the gradient of the engine that is fallen back on.
+"""What is proven beside the example axis: outputs at w + eps_i.
 
 A rule may be right at w and wrong at w + eps_i, where it alone knows the perturbation. The twin is the model itself with its
 weights moved for a moment, example by example: plain torch, whatever the model does with its parameters.
@@ -13,11 +13,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, call_model, sparse_gradient, take
-from noisesam.gradients.factors import LARGEST_SQUARE, SMALLEST_SQUARE, Factor, OuterProducts, PerExampleGradient
+from noisesam.gradients.batch import Inputs, call_model, take
+from noisesam.gradients.factors import Factor, OuterProducts, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
-from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
 SHARE = 0.05
 """Length of the perturbation as a share of that of the weights, or of 1 where they are zero."""
@@ -85,46 +83,3 @@ def _moved(parameters: Mapping[str, nn.Parameter], eps: Mapping[str, Factor], on
     finally:
         for name, memory in own.items():
             parameters[name].data = memory
-
-
-def whole_norm(values: Tensor) -> Tensor:
-    """Return the norm of all entries in float64, also where their squares are beyond their type; a copy is made only there."""
-    norm = torch.linalg.vector_norm(values).double()
-    if SMALLEST_SQUARE < float(norm) ** 2 < LARGEST_SQUARE:
-        return norm
-    largest = torch.linalg.vector_norm(values, ord=torch.inf)
-    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return torch.linalg.vector_norm(values / scale).double() * scale.double()
-
-
-def plain_gradient_norms(parameters: Mapping[str, nn.Parameter], output: Tensor, cotangent: Tensor) -> dict[str, float]:
-    """Return the norm of the gradient of every parameter by plain autograd, 0 where it plays no part; the graph stays.
-
-    Raises:
-        InputError: A gradient is sparse.
-    """
-    found = torch.autograd.grad(output, list(parameters.values()), cotangent, allow_unused=True, retain_graph=True)
-    norms = {}
-    for name, gradient in zip(parameters, found, strict=True):
-        if gradient is not None and gradient.layout != torch.strided:
-            raise sparse_gradient(name)
-        norms[name] = 0.0 if gradient is None else float(whole_norm(gradient))
-    return norms
-
-
-def reference_gradient_norms(
-    model: nn.Module, parameters: dict[str, nn.Parameter], one: Inputs, cotangent: Tensor
-) -> dict[str, float]:
-    """Return the same of the reference engine, one example at a time: the very operations of the model itself."""
-    point = ReferenceEngine(model, parameters, Vectorisation(possible=False)).at(one)
-    found = point.per_example_gradient(cotangent).factors
-    return {name: float(found[name].in_double().squared_norm().sum().sqrt()) if name in found else 0.0 for name in parameters}
-
-
-def kept_from_before(model: nn.Module, name: str) -> InputError:
-    """Build the error for a model that holds something made of a parameter before the step."""
-    return InputError(
-        f"{type(model).__name__} uses {name!r} by way of a tensor that was made of it before the step",
-        expected="a forward pass that starts from its parameters: at w + eps_i such a tensor would still hold w",
-        remedy=f"Form it inside forward, at every call, instead of keeping it (a view or a transpose of {name!r}, say).",
-    )

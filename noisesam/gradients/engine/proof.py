@@ -13,28 +13,24 @@ Dropout is switched off while this is checked, since the masks of a batch and of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
+from noisesam.gradients.batch import Inputs, batch_size, call_model, take
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
-from noisesam.gradients.engine.perturbed_proof import (
-    agrees_at_perturbed_weights,
-    kept_from_before,
-    plain_gradient_norms,
-    reference_gradient_norms,
-)
+from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
+from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
 from noisesam.gradients.factors import PerExampleGradient
+from noisesam.gradients.plain import named_plain_gradients, plain_gradients, whole_norm
 from noisesam.gradients.points import Point
-from noisesam.gradients.randomness import RandomState
+from noisesam.gradients.randomness import undisturbed
+from noisesam.gradients.recomputation import RECOMPUTES, recomputes
 
 
 @dataclass(frozen=True)
@@ -45,36 +41,6 @@ class Verdict:
     reason: str = ""
     prefers_second: bool = False
     """Which guess of `layout` holds where the shapes leave two."""
-
-
-_DROPOUTS: set[Callable[..., Any]] = {
-    torch.nn.functional.dropout,
-    torch.nn.functional.dropout1d,
-    torch.nn.functional.dropout2d,
-    torch.nn.functional.dropout3d,
-    torch.nn.functional.alpha_dropout,
-    torch.nn.functional.feature_alpha_dropout,
-    torch.dropout,
-    torch.dropout_,
-    torch.feature_dropout,
-    torch.alpha_dropout,
-    torch.feature_alpha_dropout,
-}
-
-
-class _WithoutDropout(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            args, kwargs = args[:4], {name: value for name, value in kwargs.items() if name != "dropout_p"}
-        if func is torch.nn.functional.multi_head_attention_forward:
-            # It attends by functions that this mode does not see; its rate is the eleventh argument.
-            args = (*args[:10], 0.0, *args[11:])
-        return func(*args, **kwargs)
 
 
 def refuse_batch_normalisation(model: nn.Module) -> None:
@@ -99,11 +65,19 @@ def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
         InputError: The model mixes the examples of a batch.
     """
     model = engine.model
-    with _undisturbed(model), torch.enable_grad(), _WithoutDropout():
+    recomputing = recomputes(model, take(inputs, slice(0, 1)))
+    # What is computed again on the way back repeats the masks that it had: there they stay, as the gradient's zeros do.
+    with undisturbed(model), torch.enable_grad(), nullcontext() if recomputing else WithoutDropout():
+        reaches = _reaches_others(model, inputs)
+    with undisturbed(model), torch.enable_grad(), WithoutDropout():
         rows = sorted({0, batch_size(inputs) - 1})
         alone = {row: call_model(model, take(inputs, slice(row, row + 1))).detach() for row in rows}
-        _refuse_mixing(model, inputs, alone[0])
-        twins = _twins(engine, inputs, alone)
+        output = call_model(model, inputs)
+        _refuse_mixing(model, inputs, reaches, output.detach(), alone[0])
+        if recomputing:
+            return Verdict(False, RECOMPUTES)
+        twins = {row: _Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
+        del output
         verdict = None
         for prefers_second in (False, True):
             engine.prefers_second = prefers_second
@@ -117,14 +91,14 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
     """Compare what the engine finds in the batch with plain autograd."""
     try:
         point = engine.at(inputs)
-        gradient = point.per_example_gradient(_cotangent(point.logits))
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
     except UnsupportedParameterUse as reason:
         return Verdict(False, str(reason))
     if not bool(point.logits.isfinite().all()):
         return None
-    tolerance = _tolerance(point.logits)
+    tolerance = rounding_tolerance(point.logits)
     for row, twin in twins.items():
-        if not _close(point.logits[row : row + 1], twin.alone, tolerance):
+        if not close(point.logits[row : row + 1], twin.alone, tolerance):
             return Verdict(False, "the model draws random numbers outside dropout")
         own = {name: factor.of(slice(row, row + 1)).in_double() for name, factor in gradient.factors.items()}
         norms = {name: float(factor.squared_norm()[0].sqrt()) for name, factor in own.items()}
@@ -149,35 +123,14 @@ def _agrees_when_perturbed(
     if not torch.is_autocast_enabled(kind):
         if point.logits.dtype in (torch.float16, torch.bfloat16):
             return True
-        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, _tolerance(point.logits))
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, rounding_tolerance(point.logits))
     with torch.autocast(kind, enabled=False):
         try:
             point = engine.at(inputs)
         except RuntimeError:
             return True  # inputs of sixteen bits, which only autocast brings together with the weights
-        gradient = point.per_example_gradient(_cotangent(point.logits))
-        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, _tolerance(point.logits))
-
-
-def refuse_what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> None:
-    """Refuse a model of which plain autograd sees more than a call with other weights does.
-
-    Raises:
-        InputError: It holds a tensor that was made of a parameter before the step.
-    """
-    one = take(inputs, slice(0, 1))
-    with _undisturbed(model), torch.enable_grad(), _WithoutDropout():
-        output = call_model(model, one)
-        if not output.requires_grad or not bool(output.isfinite().all()):
-            return
-        cotangent = _cotangent(output.detach())
-        plain = plain_gradient_norms(parameters, output, cotangent)
-    with _undisturbed(model), torch.enable_grad(), _WithoutDropout():
-        found = reference_gradient_norms(model, parameters, one, cotangent)
-    allowed = _tolerance(output) * max(plain.values(), default=0.0)
-    for name, size in plain.items():
-        if not abs(found[name] - size) <= allowed:
-            raise kept_from_before(model, name)
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, rounding_tolerance(point.logits))
 
 
 @dataclass(frozen=True)
@@ -192,25 +145,21 @@ class _Twin:
     norms: dict[str, float]
 
 
-def _twins(engine: FastEngine, inputs: Inputs, alone: dict[int, Tensor]) -> dict[int, _Twin]:
-    output = call_model(engine.model, inputs)
-    return {row: _Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
-
-
 def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, float]:
     """Return the norms alone, so that the gradients of one row are gone before those of the next are there."""
     if not output.requires_grad:
         return {}
     cotangent = torch.zeros_like(output)
-    cotangent[row] = _cotangent(output)[row]
-    return plain_gradient_norms(engine.parameters, output, cotangent)
+    cotangent[row] = fixed_cotangent(output)[row]
+    found = named_plain_gradients(engine.model, engine.parameters, output, cotangent, retain_graph=True)
+    return {name: 0.0 if gradient is None else float(whole_norm(gradient)) for name, gradient in found.items()}
 
 
-def _refuse_mixing(model: nn.Module, inputs: Inputs, first_alone: Tensor) -> None:
-    """Refuse a model whose output 0 depends on the inputs of the other examples."""
+def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the gradient of output 0 is other than zero at the inputs of another example."""
     size = batch_size(inputs)
     if size == 1:
-        return
+        return False
     leaves: list[Tensor] = []
     output = call_model(model, _with_gradients(inputs, leaves))
     if output.shape[:1] != (size,):
@@ -219,16 +168,21 @@ def _refuse_mixing(model: nn.Module, inputs: Inputs, first_alone: Tensor) -> Non
             expected=f"one row of logits per example: shape ({size}, ...)",
             remedy="Make the example the first axis of the output.",
         )
-    if not bool(output.isfinite().all()):
+    if not leaves or not output.requires_grad or not bool(output.isfinite().all()):
+        return False
+    gradients = plain_gradients(model, output[:1], leaves, fixed_cotangent(output[:1]))
+    return any(g is not None and bool((g[1:] != 0).any()) for g in gradients)
+
+
+def _refuse_mixing(model: nn.Module, inputs: Inputs, reaches: bool, output: Tensor, first_alone: Tensor) -> None:
+    """Refuse a model whose output 0 depends on the inputs of the other examples."""
+    if batch_size(inputs) == 1 or not bool(output.isfinite().all()):
         return
-    mixed = False
-    if leaves and output.requires_grad:
-        gradients = torch.autograd.grad(output[:1], leaves, _cotangent(output[:1]), allow_unused=True)
-        mixed = any(g is not None and bool((g[1:] != 0).any()) for g in gradients)
-    if not mixed and not _close(output[:1], first_alone, _tolerance(output)):
+    mixed = reaches
+    if not mixed and not close(output[:1], first_alone, rounding_tolerance(output)):
         # The same example alone twice: a model that draws its own random numbers differs from itself.
         repeats = [call_model(model, take(inputs, slice(0, 1))).detach() for _ in range(2)]
-        mixed = all(_close(repeat, first_alone, _tolerance(output)) for repeat in repeats)
+        mixed = all(close(repeat, first_alone, rounding_tolerance(output)) for repeat in repeats)
     if mixed:
         raise InputError(
             f"{type(model).__name__} mixes the examples of a batch: the output of one depends on the inputs of others",
@@ -249,39 +203,3 @@ def _with_gradients(inputs: Inputs, leaves: list[Tensor]) -> Inputs:
     if isinstance(inputs, dict):
         return {name: leaf(value) for name, value in inputs.items()}
     return tuple(leaf(value) for value in inputs)
-
-
-def _cotangent(output: Tensor) -> Tensor:
-    """Return a fixed direction that weighs every output of every example differently."""
-    rows = torch.arange(output.shape[0], device=output.device, dtype=torch.float64)
-    columns = torch.arange(output[0].numel(), device=output.device, dtype=torch.float64)
-    return torch.cos(1 + rows[:, None] + 2.3 * columns).view(output.shape).to(output.dtype)
-
-
-def _tolerance(output: Tensor) -> float:
-    """Return the relative rounding allowed between a batch and an example alone; a wrong axis is off by order one."""
-    if output.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(output.device.type):
-        return 5e-2
-    # TF32 rounds factors to 10 bits of mantissa; torch allows it in CUDA's convolutions unless it is told otherwise.
-    if output.is_cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
-        return 1e-8 if output.dtype == torch.float64 else 5e-2
-    return 1e-8 if output.dtype == torch.float64 else 2e-3
-
-
-def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    scale = torch.maximum(first.abs().max(), second.abs().max()).clamp_min(torch.finfo(first.dtype).tiny)
-    return bool(((first - second).abs().max() <= tolerance * scale).item())
-
-
-@contextmanager
-def _undisturbed(model: nn.Module):
-    """Leave generators and buffers as they were."""
-    state = RandomState.capture(devices_of(model))
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        state.restore()
-        with torch.no_grad():
-            for buffer, copy in buffers:
-                buffer.copy_(copy)

@@ -1,4 +1,4 @@
-"""Which engine computes for this model and batch: the fast one where it is proven, the reference elsewhere."""
+"""Which engine computes for this model and batch: the fast one where it is proven, else the reference where it sees all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from noisesam.errors import InputError, unknown_name
 from noisesam.gradients.batch import Inputs, trainable
 from noisesam.gradients.engine.fast import FastEngine
-from noisesam.gradients.engine.proof import Verdict, prove, refuse_batch_normalisation, refuse_what_the_reference_misses
+from noisesam.gradients.engine.proof import Verdict, prove, refuse_batch_normalisation
+from noisesam.gradients.engine.reference_proof import what_the_reference_misses
+from noisesam.gradients.moved_weights import MovedWeightsEngine
 from noisesam.gradients.points import Engine
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
@@ -25,9 +27,15 @@ class _Known:
     def __init__(self) -> None:
         self.verdicts: dict[Hashable, Verdict] = {}
         self.vectorisation = Vectorisation()
-        self.compared: set[Hashable] = set()
-        """Signatures for which the reference engine was compared with plain autograd."""
-        self.said: set[str] = set()
+        self.missed: dict[Hashable, str] = {}
+        """What the reference engine misses, by signature; "" where it was compared with plain autograd and misses nothing."""
+        self._said: set[str] = set()
+
+    def say_once(self, what: str) -> None:
+        """Warn, but not at every step."""
+        if what not in self._said:
+            self._said.add(what)
+            warnings.warn(what, stacklevel=3)
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -63,27 +71,30 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
         refuse_batch_normalisation(model)
         verdict = prove(fast, inputs)
         if verdict is None:
-            return ReferenceEngine(model, parameters, known.vectorisation)
+            return ReferenceEngine(model, parameters, known.vectorisation)  # not finite: nothing is known, nothing is lost
         known.verdicts[signature] = verdict
     if engine == "fast" and not verdict.fast:
         raise InputError(
             f"engine='fast' for {type(model).__name__}: {verdict.reason}",
             expected="a rule for every use of a trainable parameter",
-            remedy="Use engine='auto', which falls back on the exact reference engine.",
-        )
-    if engine == "auto" and not verdict.fast and verdict.reason not in known.said:
-        known.said.add(verdict.reason)
-        warnings.warn(
-            f"{type(model).__name__} runs on the exact reference engine, which is slower: {verdict.reason}. "
-            "engine='reference' says so without this warning.",
-            stacklevel=2,
+            remedy="Use engine='auto', which falls back on an exact, slower engine.",
         )
     if verdict.fast and engine != "reference":
         fast.prefers_second = verdict.prefers_second
         return fast
-    if signature not in known.compared:
-        refuse_what_the_reference_misses(model, parameters, inputs)
-        known.compared.add(signature)
+    if signature not in known.missed:
+        known.missed[signature] = what_the_reference_misses(model, parameters, inputs)
+    if missed := known.missed[signature]:
+        known.say_once(
+            f"{type(model).__name__} runs with its own weights moved for one example after the other, "
+            f"which is exact, but slow: {missed}."
+        )
+        return MovedWeightsEngine(model, parameters)
+    if engine == "auto":
+        known.say_once(
+            f"{type(model).__name__} runs on the exact reference engine, which is slower: {verdict.reason}. "
+            "engine='reference' says so without this warning."
+        )
     return ReferenceEngine(model, parameters, known.vectorisation)
 
 

@@ -1,0 +1,65 @@
+"""On what terms two computations of the same model are compared: no dropout, a fixed direction, a stated rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_DROPOUTS: set[Callable[..., Any]] = {
+    torch.nn.functional.dropout,
+    torch.nn.functional.dropout1d,
+    torch.nn.functional.dropout2d,
+    torch.nn.functional.dropout3d,
+    torch.nn.functional.alpha_dropout,
+    torch.nn.functional.feature_alpha_dropout,
+    torch.dropout,
+    torch.dropout_,
+    torch.feature_dropout,
+    torch.alpha_dropout,
+    torch.feature_alpha_dropout,
+}
+
+
+class WithoutDropout(TorchFunctionMode):
+    """While active, nothing is dropped: the masks of a batch and of an example alone differ."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass the input on where it would be masked."""
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            args, kwargs = args[:4], {name: value for name, value in kwargs.items() if name != "dropout_p"}
+        if func is torch.nn.functional.multi_head_attention_forward:
+            # It attends by functions that this mode does not see; its rate is the eleventh argument.
+            args = (*args[:10], 0.0, *args[11:])
+        return func(*args, **kwargs)
+
+
+def fixed_cotangent(output: Tensor) -> Tensor:
+    """Return a fixed direction that weighs every output of every example differently."""
+    rows = torch.arange(output.shape[0], device=output.device, dtype=torch.float64)
+    columns = torch.arange(output[0].numel(), device=output.device, dtype=torch.float64)
+    return torch.cos(1 + rows[:, None] + 2.3 * columns).view(output.shape).to(output.dtype)
+
+
+def rounding_tolerance(output: Tensor) -> float:
+    """Return the relative rounding allowed between a batch and an example alone; a wrong axis is off by order one."""
+    if output.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(output.device.type):
+        return 5e-2
+    # TF32 rounds factors to 10 bits of mantissa; torch allows it in CUDA's convolutions unless it is told otherwise.
+    if output.is_cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
+        return 1e-8 if output.dtype == torch.float64 else 5e-2
+    return 1e-8 if output.dtype == torch.float64 else 2e-3
+
+
+def close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Whether no entry differs by more than the tolerance, relative to the largest."""
+    scale = torch.maximum(first.abs().max(), second.abs().max()).clamp_min(torch.finfo(first.dtype).tiny)
+    return bool(((first - second).abs().max() <= tolerance * scale).item())

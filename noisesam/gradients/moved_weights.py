@@ -1,0 +1,123 @@
+"""The engine for what no other one sees: the model's own weights are moved, one example after the other.
+
+Every example runs alone, forward and backward, while the memory of the parameters holds w + eps_i; then w is put back, bit for
+bit. Whatever a model does with its parameters it then does at w + eps_i: what it computes again in the reverse pass
+(activation checkpointing) and what it reads through a view that it keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
+from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
+from noisesam.gradients.plain import plain_gradients
+from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.randomness import RandomState
+
+
+class MovedWeightsEngine(Engine):
+    """Run every example alone with the weights themselves moved: exact for any model that plain autograd is right for."""
+
+    name = "moved-weights"
+
+    def at(
+        self,
+        inputs: Inputs,
+        perturbation: Mapping[str, Factor] | None = None,
+        *,
+        previous: Point | None = None,
+        consume: bool = False,
+    ) -> Point:
+        """Evaluate every example alone at w, or at w + eps_i."""
+        del previous, consume
+        return _MovedPoint(self.model, self.parameters, inputs, perturbation or {})
+
+
+class _MovedPoint(Point):
+    """The evaluation, which a pull-back repeats with the same random draws: no graph outlives its weights."""
+
+    def __init__(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs, perturbation: Mapping[str, Factor]
+    ) -> None:
+        self._model, self._parameters, self._inputs, self._perturbation = model, parameters, inputs, perturbation
+        self._examples = batch_size(inputs)
+        self._devices = devices_of(model)
+        self._state = RandomState.capture(self._devices)
+        rows: list[Tensor] = []
+        self._visit(lambda _, output: rows.append(output.detach()))
+        self.logits = torch.cat(rows)
+
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
+        """Return the gradients as stacked copies of the weights."""
+        del keep, norms_only
+        stacked: dict[str, Tensor] = {}
+
+        def write(example: int, name: str, gradient: Tensor) -> None:
+            if name not in stacked:
+                stacked[name] = gradient.new_zeros(self._examples, *gradient.shape)
+            stacked[name][example] = gradient
+
+        self._pull_back(cotangent, write)
+        return PerExampleGradient({name: Dense(rows) for name, rows in stacked.items()}, self._examples)
+
+    def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
+        """Return the gradients summed over the examples, of which one is there at a time."""
+        del keep
+        total: dict[str, Tensor] = {}
+
+        def add(example: int, name: str, gradient: Tensor) -> None:
+            del example
+            total[name] = total[name].add_(gradient) if name in total else gradient.clone()
+
+        self._pull_back(cotangent, add)
+        return {name: total[name] for name in self._parameters if name in total}
+
+    def _pull_back(self, cotangent: Tensor, receive: Callable[[int, str, Tensor], None]) -> None:
+        def pull(example: int, output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            with torch.autocast(output.device.type, enabled=False):
+                share = cotangent[example : example + 1].to(output.dtype)
+                found = plain_gradients(self._model, output, list(self._parameters.values()), share)
+            for name, gradient in zip(self._parameters, found, strict=True):
+                if gradient is not None:
+                    receive(example, name, gradient)
+
+        after = RandomState.capture(self._devices)
+        self._state.restore()
+        try:
+            self._visit(pull)
+        finally:
+            after.restore()
+
+    def _visit(self, see: Callable[[int, Tensor], None]) -> None:
+        """Show every example's output, with its graph, while the weights are where that example has them."""
+        with torch.enable_grad(), _movable({name: self._parameters[name] for name in self._perturbation}) as move:
+            for example in range(self._examples):
+                one = slice(example, example + 1)
+                for name, factor in self._perturbation.items():
+                    move(name, factor.of(one).dense()[0])
+                see(example, call_model(self._model, take(self._inputs, one)))
+
+
+@contextmanager
+def _movable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, Tensor], None]]:
+    """Lend a function that writes w + eps into the memory of a parameter, seen by whoever shares it; put w back at the end.
+
+    Through `.data`, which autograd does not watch: no graph of the caller's is spoilt, since w is back before it is used.
+    """
+    own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    def move(name: str, eps: Tensor) -> None:
+        torch.add(own[name], eps.to(own[name].dtype), out=parameters[name].data)
+
+    try:
+        yield move
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data.copy_(own[name])
