@@ -20,6 +20,15 @@ needs_avx512 = pytest.mark.skipif(
     not products._quicker(), reason="this processor has no AVX-512, or this build of torch no oneDNN: torch's own products run"
 )
 
+
+@pytest.fixture(params=["a processor of MKL's maker", "another processor"])
+def at_home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both sides of the choice, whatever processor runs the test."""
+    found = request.param == "a processor of MKL's maker"
+    monkeypatch.setattr(products, "_mkl_is_at_home", lambda: found)
+    return found
+
+
 Product = Callable[[Tensor, Tensor], Tensor]
 
 FORMS: dict[str, tuple[Product, tuple[int, int], tuple[int, int], Product]] = {
@@ -54,6 +63,7 @@ def drawn(shape: tuple[int, int], seed: int) -> Tensor:
 @pytest.mark.parametrize("second", LAYOUTS)
 @pytest.mark.parametrize("first", LAYOUTS)
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("at_home")
 def test_a_large_product_errs_by_no_more_than_float32_may(form: str, first: str, second: str) -> None:
     function, left_shape, right_shape, exact = FORMS[form]
     left, right = LAYOUTS[first](drawn(left_shape, 0)), LAYOUTS[second](drawn(right_shape, 1))
@@ -67,6 +77,7 @@ def test_a_large_product_errs_by_no_more_than_float32_may(form: str, first: str,
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.usefixtures("at_home")
 def test_two_calls_give_the_same_bits(form: str) -> None:
     function, left_shape, right_shape, _ = FORMS[form]
     left, right = drawn(left_shape, 0), drawn(right_shape, 1)
@@ -75,11 +86,20 @@ def test_two_calls_give_the_same_bits(form: str) -> None:
 
 @needs_avx512
 @pytest.mark.parametrize("form", FORMS)
-def test_a_large_product_in_float32_goes_to_onednn(form: str) -> None:
+def test_a_large_product_in_float32_goes_to_onednn_where_mkl_is_not_at_home(form: str, at_home: bool) -> None:
+    """On a processor of its own maker MKL keeps all but the linear map, whose bias oneDNN adds on the way."""
     function, left_shape, right_shape, _ = FORMS[form]
     with Dispatched() as calls:
         function(drawn(left_shape, 0), drawn(right_shape, 1))
-    assert onednn(calls)
+    assert onednn(calls) == (not at_home or form.startswith("linear"))
+
+
+def test_the_maker_is_read_from_the_processor_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    for described, home in (("vendor_id\t: GenuineIntel", True), ("vendor_id\t: AuthenticAMD", False)):
+        monkeypatch.setattr(products.Path, "read_text", lambda *_, text=described, **__: text)
+        products._mkl_is_at_home.cache_clear()
+        assert products._mkl_is_at_home() is home
+    products._mkl_is_at_home.cache_clear()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,13 +2,15 @@
 
 On a CPU torch multiplies matrices with MKL, which is not at its best on processors of other makers than its own. oneDNN, with
 which torch computes convolutions, uses AVX-512 wherever there is any. It is asked where the product is large enough for its
-longer call; types, shapes and the processor's instructions decide, never a clock. The numbers are float32's with either,
-summed in another order.
+longer call; on MKL's maker's own processors only for x W^T + b, since it adds the bias on the way. Types, shapes, the
+processor's maker and its instructions decide, never a clock. The numbers are float32's with either, summed in another order.
 """
 
 from __future__ import annotations
 
+import platform
 from functools import cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -30,14 +32,16 @@ def linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "p d"], bias: Float[
 
 def matmul(x: Float[Tensor, "... d"], weight: Float[Tensor, "d p"]) -> Float[Tensor, "... p"]:
     """Return x W."""
-    if _large(x, weight.shape[1]):
+    if _large(x, weight.shape[1]) and not _mkl_is_at_home():
         return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
     return x @ weight
 
 
 def add_linear_(output: Float[Tensor, "m p"], x: Float[Tensor, "m d"], weight: Float[Tensor, "p d"]) -> Float[Tensor, "m p"]:
     """Add x W^T to the output in place."""
-    return output.add_(linear(x, weight, None)) if _large(x, weight.shape[0]) else output.addmm_(x, weight.t())
+    if _large(x, weight.shape[0]) and not _mkl_is_at_home():
+        return output.add_(linear(x, weight, None))
+    return output.addmm_(x, weight.t())
 
 
 def transposed_matmul(left: Float[Tensor, "m p"], right: Float[Tensor, "m d"]) -> Float[Tensor, "p d"]:
@@ -46,7 +50,7 @@ def transposed_matmul(left: Float[Tensor, "m p"], right: Float[Tensor, "m d"]) -
     Over many rows it is the kernel's gradient of a convolution with a single pixel, which reads both as they lie.
     """
     rows, outputs, inputs = len(left), left.shape[1], right.shape[1]
-    if not _large(left, inputs):
+    if not _large(left, inputs) or _mkl_is_at_home():
         return left.t() @ right
     if rows >= outputs + inputs and inputs > 1:
         return _kernel_gradient(left.contiguous(), right.contiguous())
@@ -81,3 +85,13 @@ def _quicker() -> bool:
     """Whether this build has the function, and this processor the instructions that MKL may leave aside."""
     present = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return present and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@cache
+def _mkl_is_at_home() -> bool:
+    """Whether this is a processor of MKL's maker, on which its products are the quicker ones."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        described = platform.processor()
+    return "GenuineIntel" in described
