@@ -152,4 +152,4 @@ def conclude(folder: Path) -> None:
     say_path("Runs:", folder / "runs")
     say_path("Table:", folder / "summary.csv")
     runs = shlex.quote(str(folder / "runs"))
-    say(f"Next: noisesam runs {runs}; noisesam analyze {runs} --json; the mathematics: docs/mechanism.md", style="dim")
+    say(f"Next: noisesam runs {runs}; noisesam analyze {runs} --json; noisesam methods, for the rule of each", style="dim")

@@ -28,7 +28,8 @@ def train(
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value; may be repeated.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Folder of the run. (default: runs/<method>-<hash>-seed<seed>)")
+        Path | None,
+        typer.Option("--out", help="Folder of the run. (default: one in runs/, named after method, configuration and seed)"),
     ] = None,
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data sets. (default: $NOISESAM_DATA)")] = None,
     dry_run: Annotated[

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,7 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
                 raise zipfile.BadZipFile("no archive of arrays")
             stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
+            _refuse_repeated_names(path, archive)
             yield archive
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise InputError(
@@ -69,6 +71,19 @@ def open_npz(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
                 expected="a whole file with named arrays",
                 remedy="Write it with numpy.savez, or fetch it again",
             ) from None
+
+
+def _refuse_repeated_names(path: Path, archive: np.lib.npyio.NpzFile) -> None:
+    """Refuse an archive of which one array would be read and another of the same name passed over."""
+    assert archive.zip is not None
+    counted = Counter(name.removesuffix(".npy") for name in archive.zip.namelist())
+    repeated = [name for name, times in counted.items() if times > 1]
+    if repeated:
+        raise InputError(
+            f"{path}: {counted[repeated[0]]} arrays are named {repeated[0]!r}",
+            expected="one array of each name",
+            remedy="Write it anew with numpy.savez; zip tools that add to an archive leave the old entry in it.",
+        )
 
 
 def load_folder(folder: Path, split: str, *, name: str) -> NoisyDataset:

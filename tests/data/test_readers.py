@@ -275,6 +275,18 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
         load(tmp_path / "mine.npz")
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    """Readers differ in which of them they take."""
+    path = tmp_path / "mine.npz"
+    np.savez(path, inputs=np.zeros((2, 2)), labels=np.array([0, 1]))
+    np.save(tmp_path / "other.npy", np.array([1, 0]))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.write(tmp_path / "other.npy", "labels.npy")
+    with pytest.raises(InputError, match=r"mine\.npz: 2 arrays are named 'labels'"):
+        load(path)
+
+
 def test_truncated_npz_and_missing_splits_are_refused(tmp_path):
     path = tmp_path / "mine.npz"
     np.savez(path, **arrays(test=False))
