@@ -17,12 +17,20 @@ SMALLEST_SQUARE, LARGEST_SQUARE = 1e-24, 1e36
 """Squared norms between which float32, whose numbers end at 1e-38 and 3e38, adds squares without losing any that matter."""
 
 
+LEFT_AFTER_CANCELLING = 1e-2
+"""Share of the spread of its terms below which a squared norm that is summed in float32 has lost two digits or more."""
+
+
 class Factor(ABC):
     """One tensor G_i of a parameter's shape for every example i of a chunk."""
 
     @abstractmethod
     def squared_norm(self) -> Float[Tensor, " n"]:
         """Return ||G_i||^2 for every example."""
+
+    def squared_norm_and_spread(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
+        """Return ||G_i||^2 with the size that its rounding is relative to, None where that is no larger than itself."""
+        return self.squared_norm(), None
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -43,6 +51,23 @@ class Factor(ABC):
     def in_double(self) -> Factor:
         """Return the same numbers in float64, where their squares neither overflow nor vanish."""
         return Dense(self.dense().double())
+
+
+class GramFactor(Factor):
+    """A factor whose squared norm is a sum of products of both signs: where they cancel, it has few digits left."""
+
+    @abstractmethod
+    def gram_products(self) -> Float[Tensor, "n ..."]:
+        """Return the terms whose sum is ||G_i||^2 for every example."""
+
+    def squared_norm(self) -> Float[Tensor, " n"]:
+        """Return the sum of the terms."""
+        return self.squared_norm_and_spread()[0]
+
+    def squared_norm_and_spread(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
+        """Return the sum of the terms, and the root of the sum of their squares."""
+        terms = self.gram_products().flatten(1)
+        return terms.sum(1).clamp_min(0), torch.linalg.vector_norm(terms, dim=1)
 
 
 class Dense(Factor):
@@ -119,7 +144,7 @@ class Dense(Factor):
         return self._scale.to(self._tensor.dtype).view(-1, *[1] * (self._tensor.dim() - 1))
 
 
-class OuterProducts(Factor):
+class OuterProducts(GramFactor):
     """G_i = c_i sum_t left_it right_it^T over T positions: the gradient of a linear map (left: outputs, right: inputs).
 
     The scale stays apart: it enters the products of positions, T times T, and no copy of a factor is kept for it.
@@ -143,16 +168,23 @@ class OuterProducts(Factor):
         scale = self.scale
         return self.unscaled_left if scale is None else self.unscaled_left * scale.to(self.unscaled_left.dtype).view(-1, 1, 1)
 
-    def squared_norm(self) -> Float[Tensor, " n"]:
-        """Return c^2 <left left^T, right right^T>, for one position the product of the squared norms."""
+    def gram_products(self) -> Float[Tensor, "n positions positions"]:
+        """Return left left^T times right right^T, entry by entry and without the scale."""
         left, right = accurate(self.unscaled_left), accurate(self.right)
-        if left.shape[1] == 1:
-            norms = torch.linalg.vector_norm(left[:, 0], dim=1) * torch.linalg.vector_norm(right[:, 0], dim=1)
-            squares = norms.square()
+        return torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
+
+    def squared_norm_and_spread(self) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
+        """Return c^2 <left left^T, right right^T>, for one position the product of the squared norms."""
+        if self.right.shape[1] == 1:
+            left, right = accurate(self.unscaled_left[:, 0]), accurate(self.right[:, 0])
+            norms = torch.linalg.vector_norm(left, dim=1) * torch.linalg.vector_norm(right, dim=1)
+            squares, spread = norms.square(), None
         else:
-            grams = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
-            squares = grams.sum((1, 2)).clamp_min(0)
-        return squares if self.scale is None else squares * self.scale.square()
+            squares, spread = super().squared_norm_and_spread()
+        if self.scale is None:
+            return squares, spread
+        squared_scale = self.scale.square()
+        return squares * squared_scale, None if spread is None else spread * squared_scale
 
     def dense(self) -> Tensor:
         """Return the sum of the outer products, (n, *shape)."""
@@ -232,16 +264,16 @@ class PerExampleGradient:
     factors: Mapping[str, Factor]
     examples: int
 
-    def squared_norms(self) -> dict[str, Float[Tensor, " n"]]:
-        """Return the squared norm of every example, by parameter."""
-        return {name: factor.squared_norm() for name, factor in self.factors.items()}
-
     def norm(self) -> Float[Tensor, " n"]:
         """Return the global norm of every example over all trainable parameters."""
-        squares = [factor.squared_norm() for factor in self.factors.values()]
-        kind = squares[0].dtype
-        total = torch.stack([square.double() for square in squares]).sum(0)
-        if not bool(((total > SMALLEST_SQUARE) & (total < LARGEST_SQUARE)).all()):
+        found = [factor.squared_norm_and_spread() for factor in self.factors.values()]
+        kind = found[0][0].dtype
+        total = torch.stack([squares.double() for squares, _ in found]).sum(0)
+        kept = (total > SMALLEST_SQUARE) & (total < LARGEST_SQUARE)
+        spreads = [spread.double() for _, spread in found if spread is not None]
+        if spreads:
+            kept &= total > LEFT_AFTER_CANCELLING * torch.stack(spreads).sum(0)
+        if not bool(kept.all()):
             total = torch.stack([factor.in_double().squared_norm() for factor in self.factors.values()]).sum(0)
         return total.sqrt().to(kind)
 

@@ -345,6 +345,22 @@ def test_a_model_that_mixes_examples_is_refused_before_its_first_step(detach):
             noisesam.decompose(Centred(detach).double(), x, y, engine=engine)
 
 
+class ReadsTheBatchSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.a(x) / len(x)
+
+
+def test_an_output_that_depends_on_the_batch_size_is_refused_as_such():
+    x, y = batch_for((6,), 5)
+    for engine in ("auto", "reference"):
+        with pytest.raises(InputError, match=r"alone has other outputs.*whatever the others are.*reads the batch size"):
+            noisesam.decompose(ReadsTheBatchSize().double(), x, y, engine=engine)
+
+
 def test_batch_normalisation_in_training_mode_is_refused_with_the_remedy_and_allowed_in_evaluation_mode():
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)).double()
     x, y = batch_for((6,), 5)

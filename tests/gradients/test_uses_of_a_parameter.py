@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference.loop import PLACES, example_terms, mean_term, norm, relative_error
+from reference.loop import PLACES, example_terms, mean_term, relative_error
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -12,8 +12,6 @@ from noisesam.gradients import mixed_point_gradient, register_rule
 from noisesam.gradients.engine import engine_for, interception
 from noisesam.gradients.engine.rules.linear import apply_linear
 from noisesam.gradients.engine.tape import Tape
-from noisesam.gradients.factors import Dense, OuterProducts, PerExampleGradient
-from noisesam.methods import make
 
 
 @pytest.fixture(autouse=True)
@@ -235,61 +233,3 @@ def test_the_proof_leaves_every_weight_as_it_was():
     engine_for(model, x, "auto")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     output.backward()  # a graph that was there before is not spoilt
-
-
-def linear(scale: float = 1.0) -> nn.Linear:
-    layer = nn.Linear(8, 3).float()
-    with torch.no_grad():
-        layer.weight.mul_(scale)
-    return layer
-
-
-def test_norms_that_come_with_sgds_own_step_do_not_vanish_for_fitted_examples():
-    layer, x, y = linear(0.01), torch.randn(2, 8, dtype=torch.float32), torch.zeros(2, dtype=torch.long)
-    with torch.no_grad():
-        layer.bias.copy_(torch.tensor([60.0, 0.0, 0.0]))
-    found = make("sgd", layer, gradient_norms=True).backward(x, y).gradient_norms
-    residual = layer.double()(x.double()).softmax(1)
-    residual[:, 0] = -residual[:, 1:].sum(1)  # p_y - 1 has no digits left even in float64
-    wanted = residual.norm(dim=1) * (x.double().square().sum(1) + 1).sqrt()
-    assert wanted.max() < 1e-20  # squares leave float32
-    # exp(-60) of a margin that float32 keeps to seven digits
-    torch.testing.assert_close(found.double(), wanted.detach(), rtol=60 * 1e-6, atol=0)
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-18, 1e-21])
-def test_the_share_of_a_micro_batch_changes_no_norm(scale):
-    layer, x, y = linear(), torch.randn(2, 8, dtype=torch.float32), torch.zeros(2, dtype=torch.long)
-    wanted = make("sgd", layer, gradient_norms=True).backward(x, y).gradient_norms
-    found = make("sgd", layer, gradient_norms=True).backward(x, y, scale=scale).gradient_norms
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("size", [1e20, 1e-24])
-@pytest.mark.filterwarnings("ignore:Linear runs on the exact reference engine")
-def test_inputs_of_any_size_are_perturbed(size):
-    """Squares of such gradients are beyond float32, the gradients are not; products of two such inputs need the reference."""
-    layer, x, y = linear(1 / size if size > 1 else 1.0), torch.randn(3, 8, dtype=torch.float32) * size, torch.arange(3)
-    with torch.no_grad():
-        layer.bias.zero_()
-    layer.bias.requires_grad_(False)
-    rho = 0.1 / max(size, 1 / size)
-    found = mixed_point_gradient(layer, x, y, rho=rho, jacobian_at="perturbed", residual_at="perturbed")
-    norms = make("1-sam", layer, rho=rho).backward(x, y).gradient_norms
-    exact = example_terms(layer.double(), x.double(), y, rho)
-    # Rounding of float32 over eight products.
-    assert relative_error({"weight": found["weight"].double()}, mean_term(exact, "1-sam")) <= 1e-5
-    torch.testing.assert_close(norms.double(), torch.stack([norm(row["sgd"]) for row in exact]), rtol=1e-5, atol=0)
-
-
-def test_a_norm_in_double_is_asked_for_only_where_squares_leave_float32(monkeypatch):
-    asked = []
-    kinds = (Dense, OuterProducts)
-    for kind in kinds:
-        monkeypatch.setattr(kind, "in_double", lambda self, whole=kind.in_double: asked.append(self) or whole(self))
-    rows = torch.randn(3, 4, dtype=torch.float32)
-    PerExampleGradient({"dense": Dense(rows), "outer": OuterProducts(rows[:, None], rows[:, None])}, 3).norm()
-    assert not asked
-    tiny = PerExampleGradient({"dense": Dense(rows * 1e-25)}, 3).norm()
-    assert asked
-    torch.testing.assert_close(tiny.double(), rows.double().norm(dim=1) * 1e-25, rtol=1e-6, atol=0)

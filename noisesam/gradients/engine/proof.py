@@ -178,17 +178,27 @@ def _refuse_mixing(model: nn.Module, inputs: Inputs, reaches: bool, output: Tens
     """Refuse a model whose output 0 depends on the inputs of the other examples."""
     if batch_size(inputs) == 1 or not bool(output.isfinite().all()):
         return
-    mixed = reaches
-    if not mixed and not close(output[:1], first_alone, rounding_tolerance(output)):
+    tolerance = rounding_tolerance(output)
+    if not reaches:
+        if close(output[:1], first_alone, tolerance):
+            return
         # The same example alone twice: a model that draws its own random numbers differs from itself.
         repeats = [call_model(model, take(inputs, slice(0, 1))).detach() for _ in range(2)]
-        mixed = all(close(repeat, first_alone, rounding_tolerance(output)) for repeat in repeats)
-    if mixed:
-        raise InputError(
-            f"{type(model).__name__} mixes the examples of a batch: the output of one depends on the inputs of others",
-            expected="a model whose output i depends on input i alone: a per-example gradient is not defined otherwise",
-            remedy="Remove what computes over the example axis (batch statistics, centring, attention across examples).",
-        )
+        if not all(close(repeat, first_alone, tolerance) for repeat in repeats):
+            return
+        copies = take(inputs, torch.zeros(batch_size(inputs), dtype=torch.long, device=output.device))
+        if close(output[:1], call_model(model, copies)[:1].detach(), tolerance):
+            raise InputError(
+                f"An example alone has other outputs than in its batch, whatever the others are: "
+                f"{float((output[:1] - first_alone).abs().max()):.1e} apart, of outputs up to {float(output.abs().max()):.1e}",
+                expected="outputs that depend on neither the size of the batch nor on rounding",
+                remedy="Take out what reads the batch size; if there is nothing, centre the inputs or compute in float64.",
+            )
+    raise InputError(
+        f"{type(model).__name__} mixes the examples of a batch: the output of one depends on the inputs of others",
+        expected="a model whose output i depends on input i alone: a per-example gradient is not defined otherwise",
+        remedy="Remove what computes over the example axis (batch statistics, centring, attention across examples).",
+    )
 
 
 def _with_gradients(inputs: Inputs, leaves: list[Tensor]) -> Inputs:

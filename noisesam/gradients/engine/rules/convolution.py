@@ -30,7 +30,7 @@ from noisesam.gradients.engine.layout import require_examples_first
 from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products
 from noisesam.gradients.engine.rules.linear import autocast_input, not_a_view, product_factors
 from noisesam.gradients.engine.tape import Tape
-from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, known_form
+from noisesam.gradients.factors import Dense, Factor, GramFactor, OuterProducts, Shared, known_form
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory_order import channels_last
 
@@ -89,7 +89,7 @@ def _named_padding(
     return (pad(input, extra) if any(extra) else input), tuple(amount // 2 for amount in total)
 
 
-class PatchProducts(Factor):
+class PatchProducts(GramFactor):
     """The gradient of a kernel as input and output gradient: G_i = sum_t dy_t patch_t(x)^T."""
 
     def __init__(self, dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> None:
@@ -99,11 +99,11 @@ class PatchProducts(Factor):
         """Whether the patches of these images correspond to those of the recorded ones."""
         return geometry == self.geometry and images.shape[2:] == self.x.shape[2:]
 
-    def squared_norm(self) -> Float[Tensor, " n"]:
-        """Return the inner product of the Gram matrices of patches and output gradients."""
+    def gram_products(self) -> Float[Tensor, "n T T"]:
+        """Return the Gram matrices of patches and output gradients, multiplied entry by entry."""
         x, dy = accurate(self.x), accurate(self.dy).flatten(2)
         products = patch_products(x, x, self.geometry, _sides(self.dy))
-        return torch.linalg.vecdot(products.flatten(1), torch.bmm(dy.transpose(1, 2), dy).flatten(1)).clamp_min(0)
+        return products.mul_(torch.bmm(dy.transpose(1, 2), dy))
 
     def dense(self) -> Tensor:
         """Return the kernels' gradients, (n, p, d, ...)."""

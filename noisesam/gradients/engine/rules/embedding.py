@@ -13,7 +13,7 @@ from torch.autograd import Function
 from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
 from noisesam.gradients.engine.layout import examples_first
 from noisesam.gradients.engine.tape import Tape
-from noisesam.gradients.factors import Factor, Shared
+from noisesam.gradients.factors import Factor, GramFactor, Shared
 from noisesam.gradients.losses import accurate
 
 
@@ -45,17 +45,17 @@ def _row(padding_idx: int | None, weight: Tensor) -> int:
     return padding_idx if padding_idx >= 0 else weight.shape[0] + padding_idx
 
 
-class TokenRows(Factor):
+class TokenRows(GramFactor):
     """The gradient of an embedding: row `tokens[t]` receives dy_t."""
 
     def __init__(self, tokens: Int[Tensor, "n T"], dy: Float[Tensor, "n T d"], rows: int) -> None:
         self.tokens, self.dy, self.rows = tokens, dy, rows
 
-    def squared_norm(self) -> Float[Tensor, " n"]:
-        """Return the sum of the products of output gradients at equal tokens."""
+    def gram_products(self) -> Float[Tensor, "n T T"]:
+        """Return the products of output gradients at equal tokens."""
         dy = accurate(self.dy)
         equal = self.tokens.unsqueeze(2) == self.tokens.unsqueeze(1)
-        return (torch.bmm(dy, dy.transpose(1, 2)) * equal).sum((1, 2)).clamp_min(0)
+        return torch.bmm(dy, dy.transpose(1, 2)).mul_(equal)
 
     def dense(self) -> Tensor:
         """Return the whole table's gradient, (n, rows, d)."""
