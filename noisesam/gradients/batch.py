@@ -159,6 +159,12 @@ def check_chunk_size(chunk_size: Any) -> ChunkSize:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that require a gradient, by name, each once also where it is tied."""
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "A call inside torch.inference_mode()",
+            expected="gradients, which nothing that is made there can have",
+            remedy="Leave inference_mode for this call; torch.no_grad() around it does no harm.",
+        )
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise InputError(

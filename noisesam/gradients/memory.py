@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import ChunkSize, Inputs, batch_size, call_model, take, trainable
+from noisesam.gradients.batch import ChunkSize, Inputs, batch_size, take, trainable
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
-from noisesam.gradients.plain import has_reentrant_checkpoint
 from noisesam.gradients.randomness import undisturbed
-from noisesam.gradients.recomputation import RecomputedActivationsError
+from noisesam.gradients.recomputation import evaluate
 
 MEMORY_BUDGET = 2**31
 """Bytes that chunk_size="auto" allows the per-example passes to add to the model: two GiB."""
@@ -110,9 +109,9 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
 
     with undisturbed(model), torch.enable_grad():
         with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
-            output = call_model(model, first)
+            output = evaluate(model, first)
         activations = sum(kept.values())
-        gradient = None if has_reentrant_checkpoint(output) else _bytes_of_factors(FastEngine(model, parameters), first, output)
+        gradient = _bytes_of_factors(FastEngine(model, parameters), first, output)
     if gradient is None:
         gradient = 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
     return ExampleBytes(activations, gradient)
@@ -121,7 +120,8 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
 def _bytes_of_factors(engine: FastEngine, first: Inputs, output: Tensor) -> int | None:
     """Return what the fast engine keeps of a gradient, None where it cannot compute it."""
     try:
-        factors = engine.at(first).per_example_gradient(torch.ones_like(output)).factors.values()
+        point = engine.at(first)
+        factors = point.per_example_gradient(torch.ones_like(output), keep=True).factors.values()
         return sum(factor.bytes_kept() for factor in factors)
-    except (UnsupportedParameterUse, RecomputedActivationsError):
+    except UnsupportedParameterUse:
         return None

@@ -126,11 +126,12 @@ def mixed_point_step(
     """Compute the equation chunk by chunk; `scale` multiplies the gradient (loss scaling), never eps."""
     gradient: dict[str, Tensor] = {}
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    perturbs = jacobian_perturbed or residual_perturbed
+    perturbs, repeated = jacobian_perturbed or residual_perturbed, 0
     devices = devices_of(model)
     for _, chunk in batch.chunks(chunk_for(model, batch.inputs, chunk_size, memory_budget)):
         chosen = engine_for(model, chunk.inputs, engine)
         state = RandomState.capture(devices)
+        repeated += chunk.size * (2 if perturbs else 1) * chosen.forwards_per_pull_back
         point = chosen.at(chunk.inputs)
         residual = loss.residual(point.logits, chunk.targets)
         losses = loss(point.logits, chunk.targets)
@@ -154,7 +155,7 @@ def mixed_point_step(
             gradient[name] = gradient[name] + value if name in gradient else value
     logits, losses, norms, perturbed_losses = (torch.cat(column) for column in zip(*rows, strict=True))
     passes = 2 * batch.size if perturbs else batch.size
-    return MixedPointResult(gradient, logits, losses, norms, perturbed_losses, passes, passes)
+    return MixedPointResult(gradient, logits, losses, norms, perturbed_losses, passes + repeated, passes)
 
 
 def gradient_and_norm(

@@ -1,8 +1,8 @@
 """The engine for what no other one sees: the model's own weights are moved, one example after the other.
 
 Every example runs alone, forward and backward, while the memory of the parameters holds w + eps_i; then w is put back, bit for
-bit. Whatever a model does with its parameters it then does at w + eps_i: what it computes again in the reverse pass
-(activation checkpointing) and what it reads through a view that it keeps.
+bit. Whatever a model does with its parameters it then does at w + eps_i: what it reads through a view that it keeps, and what
+a function of its own computes again in the reverse pass.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
+from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
-from noisesam.gradients.plain import plain_gradients
+from noisesam.gradients.plain import named_plain_gradients
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
+from noisesam.gradients.recomputation import evaluate
 
 
 class MovedWeightsEngine(Engine):
     """Run every example alone with the weights themselves moved: exact for any model that plain autograd is right for."""
 
     name = "moved-weights"
+    forwards_per_pull_back = 1
 
     def at(
         self,
@@ -49,7 +51,7 @@ class _MovedPoint(Point):
         self._devices = devices_of(model)
         self._state = RandomState.capture(self._devices)
         rows: list[Tensor] = []
-        self._visit(lambda _, output: rows.append(output.detach()))
+        self._visit(lambda _, output: rows.append(output.detach().clone()))  # it may be a view of a weight
         self.logits = torch.cat(rows)
 
     def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
@@ -83,8 +85,8 @@ class _MovedPoint(Point):
                 return
             with torch.autocast(output.device.type, enabled=False):
                 share = cotangent[example : example + 1].to(output.dtype)
-                found = plain_gradients(self._model, output, list(self._parameters.values()), share)
-            for name, gradient in zip(self._parameters, found, strict=True):
+                found = named_plain_gradients(self._parameters, output, share, retain_graph=True)  # part of it may be kept
+            for name, gradient in found.items():
                 if gradient is not None:
                     receive(example, name, gradient)
 
@@ -97,16 +99,17 @@ class _MovedPoint(Point):
 
     def _visit(self, see: Callable[[int, Tensor], None]) -> None:
         """Show every example's output, with its graph, while the weights are where that example has them."""
-        with torch.enable_grad(), _movable({name: self._parameters[name] for name in self._perturbation}) as move:
+        with torch.enable_grad(), movable({name: self._parameters[name] for name in self._perturbation}) as move:
             for example in range(self._examples):
                 one = slice(example, example + 1)
                 for name, factor in self._perturbation.items():
                     move(name, factor.of(one).dense()[0])
-                see(example, call_model(self._model, take(self._inputs, one)))
+                torch.clear_autocast_cache()  # it knows a parameter's cast by its number, not by what has become of it
+                see(example, evaluate(self._model, take(self._inputs, one)))
 
 
 @contextmanager
-def _movable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, Tensor], None]]:
+def movable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, Tensor], None]]:
     """Lend a function that writes w + eps into the memory of a parameter, seen by whoever shares it; put w back at the end.
 
     Through `.data`, which autograd does not watch: no graph of the caller's is spoilt, since w is back before it is used.
@@ -121,3 +124,4 @@ def _movable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, 
     finally:
         for name, parameter in parameters.items():
             parameter.data.copy_(own[name])
+        torch.clear_autocast_cache()

@@ -1,47 +1,33 @@
-"""Gradients by plain autograd, whatever the model does on the way back."""
+"""Gradients by plain autograd, and what its graph tells of where it starts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from noisesam.errors import InputError
 from noisesam.gradients.batch import sparse_gradient
 from noisesam.gradients.factors import LARGEST_SQUARE, SMALLEST_SQUARE
 
-
-def plain_gradients(
-    model: nn.Module, output: Tensor, tensors: Sequence[Tensor], cotangent: Tensor, *, retain_graph: bool = False
-) -> tuple[Tensor | None, ...]:
-    """Return J^T u for each of the tensors, None where one plays no part.
-
-    A re-entrant checkpoint (`use_reentrant=True`) runs a reverse pass of its own, which can only add to the `.grad` of the
-    leaves and of the model's parameters: there the gradients are read from it, and what it held before is put back.
-    """
-    leaves = _leaves_of_reentrant_graph(output)
-    if leaves is None:
-        return torch.autograd.grad(output, tensors, cotangent, allow_unused=True, retain_graph=retain_graph)
-    kept = {id(leaf): (leaf, leaf.grad) for leaf in (*leaves, *tensors, *model.parameters())}
-    try:
-        for leaf, _ in kept.values():
-            leaf.grad = None
-        torch.autograd.backward(output, cotangent, retain_graph=retain_graph)
-        return tuple(tensor.grad for tensor in tensors)
-    finally:
-        for leaf, gradient in kept.values():
-            leaf.grad = gradient
+_VIEWS = (
+    "Alias", "AsStrided", "Diagonal", "Expand", "Imag", "Narrow", "Permute", "Real", "ReshapeAlias", "Select", "Slice", "Split",
+    "SplitWithSizes", "Squeeze", "T", "Transpose", "Unbind", "Unfold", "Unsqueeze", "View", "ViewAs", "ViewAsComplex",
+    "ViewAsReal",
+)  # fmt: skip
 
 
 def named_plain_gradients(
-    model: nn.Module, parameters: Mapping[str, Tensor], output: Tensor, cotangent: Tensor, *, retain_graph: bool = False
+    parameters: Mapping[str, Tensor], output: Tensor, cotangent: Tensor, *, retain_graph: bool = False
 ) -> dict[str, Tensor | None]:
-    """Return the same by name.
+    """Return J^T u for each of the parameters, None where one plays no part.
 
     Raises:
         InputError: A gradient is sparse.
     """
-    found = plain_gradients(model, output, list(parameters.values()), cotangent, retain_graph=retain_graph)
+    found = torch.autograd.grad(output, list(parameters.values()), cotangent, allow_unused=True, retain_graph=retain_graph)
     for name, gradient in zip(parameters, found, strict=True):
         if gradient is not None and gradient.layout != torch.strided:
             raise sparse_gradient(name)
@@ -58,21 +44,53 @@ def whole_norm(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values / scale).double() * scale.double()
 
 
-def has_reentrant_checkpoint(output: Tensor) -> bool:
-    """Whether the graph of an output holds a checkpoint with `use_reentrant=True`."""
-    return _leaves_of_reentrant_graph(output) is not None
+def next_number() -> int:
+    """Return the number from which autograd numbers the operations of this thread that are yet to come."""
+    made = torch.zeros((), requires_grad=True).clone().grad_fn
+    assert made is not None
+    return made._sequence_nr()
 
 
-def _leaves_of_reentrant_graph(output: Tensor) -> list[Tensor] | None:
-    """Return the leaves that the graph shows, or None where it has no re-entrant checkpoint."""
-    waiting, seen, leaves, reentrant = [output.grad_fn], set(), [], False
+def kept_view(model: nn.Module, parameters: Mapping[str, nn.Parameter], output: Tensor, start: int) -> str | None:
+    """Return the name of a parameter of which the model keeps a view from before a forward pass, None where it keeps none.
+
+    Args:
+        model: The model.
+        parameters: Its trainable parameters.
+        output: What the forward pass returned.
+        start: `next_number()` before it.
+
+    Raises:
+        InputError: The model keeps something else that was made of a parameter: it would be that of w at w + eps_i.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    found: str | None = None
+    for node in _nodes(output.grad_fn):
+        if _number(node, start) >= start:
+            continue
+        for leaf in (getattr(below, "variable", None) for below in _nodes(node)):
+            if id(leaf) not in names:
+                continue
+            found = found or names[id(leaf)]
+            if node.name().rstrip("0123456789").removesuffix("Backward") not in _VIEWS:
+                raise InputError(
+                    f"{type(model).__name__} uses {names[id(leaf)]!r} by way of a copy that was made of it before the step",
+                    expected="a forward pass that starts from its parameters: at w + eps_i such a copy would still hold w",
+                    remedy="Form it inside forward, at every call, instead of keeping it.",
+                )
+    return found
+
+
+def _number(node: Any, otherwise: int) -> int:
+    """Return a node's number; leaves have none that means anything."""
+    return otherwise if hasattr(node, "variable") or not hasattr(node, "_sequence_nr") else node._sequence_nr()
+
+
+def _nodes(root: Any) -> list[Any]:
+    waiting, seen = [root], {}
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        reentrant = reentrant or node.name() == "CheckpointFunctionBackward"
-        if isinstance(leaf := getattr(node, "variable", None), Tensor):
-            leaves.append(leaf)
-        waiting.extend(following for following, _ in node.next_functions)
-    return leaves if reentrant else None
+        if node is not None and node not in seen:
+            seen[node] = True
+            waiting.extend(following for following, _ in node.next_functions)
+    return list(seen)

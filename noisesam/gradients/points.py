@@ -52,6 +52,8 @@ class Engine(ABC):
     """Exact per-example arithmetic for one model."""
 
     name: str
+    forwards_per_pull_back = 0
+    """Forward passes that a pull-back takes beside the one that `at` has counted."""
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         self.model = model

@@ -33,13 +33,19 @@ class RandomState:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave generators and buffers as they were."""
+    """Leave generators, buffers and gradients as they were; inside no parameter has a `.grad`."""
     state = RandomState.capture(devices_of(model))
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
     try:
         yield
     finally:
         state.restore()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         with torch.no_grad():
             for buffer, copy in buffers:
-                buffer.copy_(copy)
+                if not torch.equal(buffer, copy):  # writing what is there would spoil a graph that somebody holds
+                    buffer.copy_(copy)

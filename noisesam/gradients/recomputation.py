@@ -1,25 +1,28 @@
-"""Activation checkpointing is seen before it can do harm where every example has weights of its own.
+"""Activation checkpointing is set aside where every example has weights of its own.
 
-A checkpointed block is run again in the reverse pass, when the model's parameters are those at w: what was computed at
-w + eps_i would be replaced by what the block makes of w, and nothing would show it. Such a model runs on the engine that
-moves the weights themselves.
+A checkpointed block would be run again in the reverse pass, when the model's parameters are those at w: what was computed at
+w + eps_i would be replaced by what the block makes of w, and nothing would show it. In per-example passes such blocks run as
+they are and keep their values; parts of the batch (`chunk_size`) bound the memory. Checkpoints by other means are refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+import torch.utils.checkpoint as torch_checkpoint
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, call_model
-from noisesam.gradients.plain import has_reentrant_checkpoint
-from noisesam.gradients.randomness import undisturbed
 
-# Not a public function of torch: without it a checkpoint would pass unseen, which a test of every supported version looks for.
+# Not public functions of torch: without them a checkpoint would not be set aside, or pass unseen, which tests of every
+# supported version look for.
+_GENERATOR = "_checkpoint_without_reentrant_generator"
 _top_hooks: Callable[[bool], Any] = getattr(
     torch._C._autograd,  # pyright: ignore[reportAttributeAccessIssue]
     "_top_saved_tensors_default_hooks",
@@ -27,21 +30,60 @@ _top_hooks: Callable[[bool], Any] = getattr(
 )
 
 
-RECOMPUTES = "activation checkpointing computes values again in the reverse pass"
+def evaluate(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Return the model's output, from a forward pass that keeps all that its reverse pass needs."""
+    with _nothing_recomputed():
+        return call_model(model, inputs)
 
 
-class RecomputedActivationsError(InputError):
-    """A block of the model drops its intermediate values, to compute them again in the reverse pass."""
+_lock = threading.Lock()
+_inside = 0
+_replaced: dict[str, Any] = {}
+
+
+@contextmanager
+def _nothing_recomputed() -> Iterator[None]:
+    """Let both kinds of torch's checkpoints call their blocks directly; threads may overlap, the last one puts them back."""
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _replaced[_GENERATOR] = getattr(torch_checkpoint, _GENERATOR, None)
+            setattr(torch_checkpoint, _GENERATOR, _pass_through)
+            torch_checkpoint.CheckpointFunction.apply = staticmethod(_call_directly)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                setattr(torch_checkpoint, _GENERATOR, _replaced.pop(_GENERATOR))
+                del torch_checkpoint.CheckpointFunction.apply  # inherited again
+
+
+def _pass_through(
+    function: Callable[..., Any], preserve: bool = True, context: Any = torch_checkpoint.noop_context_fn, *_: Any, **__: Any
+) -> Iterator[None]:
+    """Stand for what surrounds a block in `checkpoint(..., use_reentrant=False)`: the context of its forward pass alone."""
+    del function, preserve
+    with context()[0]:
+        yield
+
+
+def _call_directly(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+    """Stand for what `checkpoint(..., use_reentrant=True)` makes of a block."""
+    del preserve
+    return function(*args)
 
 
 def refuse_recomputation() -> None:
     """Refuse to go on inside a block whose intermediate values are dropped, to be computed again in the reverse pass."""
     hooks = _top_hooks(True)
     if hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint":
-        raise RecomputedActivationsError(
-            "Activation checkpointing (torch.utils.checkpoint) that was switched on after the model's first step",
-            expected="the checkpoints that it had then: values would be computed again at w instead of w + eps_i",
-            remedy="Switch it on before the first step, or work with copy.deepcopy(model): a new model is looked at anew.",
+        raise InputError(
+            "Activation checkpointing inside the model, by other means than torch.utils.checkpoint.checkpoint",
+            expected="intermediate values that are kept: a checkpoint would compute them again at w instead of w + eps_i",
+            remedy="Switch checkpointing off for per-example passes; chunk_size or memory_budget bounds their memory.",
         )
 
 
@@ -54,14 +96,3 @@ class NoRecomputation(TorchFunctionMode):
         """Look before every function."""
         refuse_recomputation()
         return func(*args, **(kwargs or {}))
-
-
-def recomputes(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a forward pass drops values that it computes again in the reverse pass."""
-    with undisturbed(model), torch.enable_grad():
-        try:
-            with NoRecomputation():
-                output = call_model(model, inputs)
-        except RecomputedActivationsError:
-            return True
-        return has_reentrant_checkpoint(output)

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from noisesam.gradients.batch import Inputs, batch_size, call_model, devices_of, take
+from noisesam.errors import InputError
+from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
-from noisesam.gradients.recomputation import NoRecomputation, RecomputedActivationsError
+from noisesam.gradients.recomputation import NoRecomputation, evaluate
+from noisesam.gradients.substitution import WithWeights
 
 
 @dataclass
@@ -65,7 +67,7 @@ class ReferenceEngine(Engine):
             state = RandomState.capture(devices_of(self.model))
             try:
                 return self._evaluate_vectorised(stacked, inputs, examples)
-            except RecomputedActivationsError:
+            except InputError:
                 raise
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 # Most models that vmap refuses run alone; what is wrong with the model itself is raised again by the loop.
@@ -86,7 +88,7 @@ class ReferenceEngine(Engine):
 
         def alone(weights: dict[str, Tensor], values: tuple[Tensor, ...]) -> Tensor:
             one = rebuild(tuple(value.unsqueeze(0) for value in values))
-            return call_model(WithWeights(self.model, weights), one).squeeze(0)
+            return evaluate(WithWeights(self.model, weights), one).squeeze(0)
 
         with warnings.catch_warnings(), _without_fused_inference():
             # vmap runs some operations one example at a time; that this engine is slow is known.
@@ -97,7 +99,7 @@ class ReferenceEngine(Engine):
         rows = []
         for i in range(examples):
             weights = {name: tensor[i] for name, tensor in stacked.items()}
-            rows.append(call_model(WithWeights(self.model, weights), take(inputs, slice(i, i + 1))))
+            rows.append(evaluate(WithWeights(self.model, weights), take(inputs, slice(i, i + 1))))
         return torch.cat(rows)
 
 
@@ -110,19 +112,6 @@ def _without_fused_inference() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-class WithWeights(nn.Module):
-    """The model with other weights, callable like the model (not registered as a submodule: nothing is to be renamed)."""
-
-    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.__dict__["_functional"] = (model, weights)
-
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """Call the model with these weights."""
-        model, weights = self.__dict__["_functional"]
-        return functional_call(model, weights, args, kwargs)  # pyright: ignore[reportArgumentType]
 
 
 def _split(inputs: Inputs, examples: int):

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.substitution import WithWeights
 from noisesam.tracking.predictions import as_logits, decision_threshold, margins, predicted_classes
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Measurement:
             start += value.numel()
         with torch.no_grad():
             losses = [
-                self.loss(as_logits(torch.func.functional_call(self.model, moved, (inputs,)), len(labels)), labels)
+                self.loss(as_logits(WithWeights(self.model, moved)(inputs), len(labels)), labels)
                 for inputs, labels in self._batches()
             ]
         return float(as_float64(torch.cat(losses)).mean() - self.columns["loss"].mean())

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from noisesam.gradients.batch import Inputs, batch_size, call_model
+from noisesam.gradients.batch import Inputs, batch_size
 from noisesam.gradients.engine import rules
 from noisesam.gradients.engine.interception import Interception
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Factor, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.recomputation import evaluate
 
 __all__ = ["FastEngine", "rules"]
 
@@ -38,7 +39,7 @@ class FastEngine(Engine):
         before = previous.tape if isinstance(previous, _TapedPoint) else None
         tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume)
         with Interception(tape):
-            output = call_model(self.model, inputs)
+            output = evaluate(self.model, inputs)
         return _TapedPoint(tape, output, self.parameters)
 
 

@@ -7,15 +7,16 @@ weights moved for a moment, example by example: plain torch, whatever the model 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from noisesam.gradients.batch import Inputs, call_model, take
-from noisesam.gradients.factors import Factor, OuterProducts, PerExampleGradient
+from noisesam.gradients.batch import Inputs, take
+from noisesam.gradients.factors import Factor, PerExampleGradient
+from noisesam.gradients.moved_weights import movable
 from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.recomputation import evaluate
 
 SHARE = 0.05
 """Length of the perturbation as a share of that of the weights, or of 1 where they are zero."""
@@ -64,22 +65,7 @@ def _alone(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Inputs, eps: Mapping[str, Factor], row: int
 ) -> Tensor:
     rows = slice(row, row + 1)
-    with _moved(parameters, eps, rows):
-        return call_model(model, take(inputs, rows)).detach()
-
-
-@contextmanager
-def _moved(parameters: Mapping[str, nn.Parameter], eps: Mapping[str, Factor], one: slice) -> Iterator[None]:
-    """Give the parameters for a moment the memory of w + eps of one example; theirs is never written to."""
-    own = {name: parameters[name].data for name in eps}
-    try:
+    with movable({name: parameters[name] for name in eps}) as move:
         for name, factor in eps.items():
-            eps_of_one = factor.of(one)
-            if isinstance(eps_of_one, OuterProducts):  # multiplied out anew: the product becomes the moved weight
-                parameters[name].data = eps_of_one.dense()[0].to(own[name].dtype).add_(own[name])
-            else:
-                parameters[name].data = own[name] + eps_of_one.dense()[0].to(own[name].dtype)
-        yield
-    finally:
-        for name, memory in own.items():
-            parameters[name].data = memory
+            move(name, factor.of(rows).dense()[0])
+        return evaluate(model, take(inputs, rows)).detach().clone()  # it may be a view of a weight

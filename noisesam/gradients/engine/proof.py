@@ -13,7 +13,6 @@ Dropout is switched off while this is checked, since the masks of a batch and of
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, batch_size, call_model, take
+from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
 from noisesam.gradients.factors import PerExampleGradient
-from noisesam.gradients.plain import named_plain_gradients, plain_gradients, whole_norm
+from noisesam.gradients.plain import kept_view, named_plain_gradients, next_number, whole_norm
 from noisesam.gradients.points import Point
 from noisesam.gradients.randomness import undisturbed
-from noisesam.gradients.recomputation import RECOMPUTES, recomputes
+from noisesam.gradients.recomputation import evaluate
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,19 @@ def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
         InputError: The model mixes the examples of a batch.
     """
     model = engine.model
-    recomputing = recomputes(model, take(inputs, slice(0, 1)))
-    # What is computed again on the way back repeats the masks that it had: there they stay, as the gradient's zeros do.
-    with undisturbed(model), torch.enable_grad(), nullcontext() if recomputing else WithoutDropout():
-        reaches = _reaches_others(model, inputs)
     with undisturbed(model), torch.enable_grad(), WithoutDropout():
-        rows = sorted({0, batch_size(inputs) - 1})
-        alone = {row: call_model(model, take(inputs, slice(row, row + 1))).detach() for row in rows}
-        output = call_model(model, inputs)
-        _refuse_mixing(model, inputs, reaches, output.detach(), alone[0])
-        if recomputing:
-            return Verdict(False, RECOMPUTES)
+        torch.clear_autocast_cache()  # a cast from before is no copy that the model keeps
+        size, start = batch_size(inputs), next_number()
+        output = evaluate(model, inputs)
+        view = kept_view(model, engine.parameters, output, start)
+        rows = sorted({0, size // 2, size - 1})
+        alone = {row: evaluate(model, take(inputs, slice(row, row + 1))).detach() for row in rows}
+        _refuse_mixing(model, inputs, output.detach(), alone[0])
+        if view is not None:
+            return Verdict(False, f"it uses {view!r} by way of a view that was made before the step")
         twins = {row: _Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
         del output
+        _refuse_gradients_on_the_way(model)
         verdict = None
         for prefers_second in (False, True):
             engine.prefers_second = prefers_second
@@ -87,11 +86,21 @@ def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
         return verdict
 
 
+def _refuse_gradients_on_the_way(model: nn.Module) -> None:
+    """Refuse a model whose reverse pass adds to `.grad` by itself: no plain gradient shows that part."""
+    if any(parameter.grad is not None for parameter in model.parameters()):
+        raise InputError(
+            f"A function of {type(model).__name__} calls backward() in its own reverse pass",
+            expected="a reverse pass that returns its gradients",
+            remedy="Let that function return torch.autograd.grad's gradients of all its inputs, its parameters among them.",
+        )
+
+
 def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Verdict | None:
     """Compare what the engine finds in the batch with plain autograd."""
     try:
         point = engine.at(inputs)
-        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits), keep=True)
     except UnsupportedParameterUse as reason:
         return Verdict(False, str(reason))
     if not bool(point.logits.isfinite().all()):
@@ -129,7 +138,7 @@ def _agrees_when_perturbed(
             point = engine.at(inputs)
         except RuntimeError:
             return True  # inputs of sixteen bits, which only autocast brings together with the weights
-        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits), keep=True)
         return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, rounding_tolerance(point.logits))
 
 
@@ -151,43 +160,43 @@ def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, flo
         return {}
     cotangent = torch.zeros_like(output)
     cotangent[row] = fixed_cotangent(output)[row]
-    found = named_plain_gradients(engine.model, engine.parameters, output, cotangent, retain_graph=True)
+    found = named_plain_gradients(engine.parameters, output, cotangent, retain_graph=True)
     return {name: 0.0 if gradient is None else float(whole_norm(gradient)) for name, gradient in found.items()}
 
 
 def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
     """Whether the gradient of output 0 is other than zero at the inputs of another example."""
+    leaves: list[Tensor] = []
+    output = evaluate(model, _with_gradients(inputs, leaves))
+    if not leaves or not output.requires_grad:
+        return False
+    gradients = torch.autograd.grad(output[:1], leaves, fixed_cotangent(output[:1]), allow_unused=True, retain_graph=True)
+    return any(g is not None and bool((g[1:] != 0).any()) for g in gradients)
+
+
+def _refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, first_alone: Tensor) -> None:
+    """Refuse a model whose output 0 depends on the inputs of the other examples."""
     size = batch_size(inputs)
     if size == 1:
-        return False
-    leaves: list[Tensor] = []
-    output = call_model(model, _with_gradients(inputs, leaves))
+        return
     if output.shape[:1] != (size,):
         raise InputError(
             f"The model returned shape {tuple(output.shape)} for {size} examples",
             expected=f"one row of logits per example: shape ({size}, ...)",
             remedy="Make the example the first axis of the output.",
         )
-    if not leaves or not output.requires_grad or not bool(output.isfinite().all()):
-        return False
-    gradients = plain_gradients(model, output[:1], leaves, fixed_cotangent(output[:1]))
-    return any(g is not None and bool((g[1:] != 0).any()) for g in gradients)
-
-
-def _refuse_mixing(model: nn.Module, inputs: Inputs, reaches: bool, output: Tensor, first_alone: Tensor) -> None:
-    """Refuse a model whose output 0 depends on the inputs of the other examples."""
-    if batch_size(inputs) == 1 or not bool(output.isfinite().all()):
+    if not bool(output.isfinite().all()):
         return
     tolerance = rounding_tolerance(output)
-    if not reaches:
+    if not _reaches_others(model, inputs):
         if close(output[:1], first_alone, tolerance):
             return
         # The same example alone twice: a model that draws its own random numbers differs from itself.
-        repeats = [call_model(model, take(inputs, slice(0, 1))).detach() for _ in range(2)]
+        repeats = [evaluate(model, take(inputs, slice(0, 1))).detach() for _ in range(2)]
         if not all(close(repeat, first_alone, tolerance) for repeat in repeats):
             return
         copies = take(inputs, torch.zeros(batch_size(inputs), dtype=torch.long, device=output.device))
-        if close(output[:1], call_model(model, copies)[:1].detach(), tolerance):
+        if close(output[:1], evaluate(model, copies)[:1].detach(), tolerance):
             raise InputError(
                 f"An example alone has other outputs than in its batch, whatever the others are: "
                 f"{float((output[:1] - first_alone).abs().max()):.1e} apart, of outputs up to {float(output.abs().max()):.1e}",

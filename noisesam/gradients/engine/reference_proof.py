@@ -1,100 +1,93 @@
-"""What plain autograd sees of a model and a call with other weights does not: there the weights themselves have to move."""
+"""What a call with other weights misses of a model: there the weights themselves have to move."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, call_model, take
-from noisesam.gradients.engine.terms import WithoutDropout, fixed_cotangent, rounding_tolerance
-from noisesam.gradients.factors import Dense
+from noisesam.gradients.batch import Inputs, batch_size, take
+from noisesam.gradients.engine.perturbed_proof import SHARE
+from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
+from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import MovedWeightsEngine
-from noisesam.gradients.plain import named_plain_gradients, whole_norm
+from noisesam.gradients.plain import whole_norm
+from noisesam.gradients.points import Engine
 from noisesam.gradients.randomness import undisturbed
-from noisesam.gradients.recomputation import RECOMPUTES, recomputes
-from noisesam.gradients.reference import WithWeights
+from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
-SHARES = (5e-2, 5e-3, 5e-4)
-"""Lengths of the trial movements as shares of the weights': the shorter, the straighter; the longer, the less rounded."""
-ALLOWED = 0.25
-"""How far the change along a movement may be from its first order: a tensor that does not move with it is off by 1."""
+ROWS = 4
+"""Examples of a batch that are compared, evenly spaced."""
 
 
-def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> str:
-    """Return why a call with other weights is not enough for this model, "" where it is.
+def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> str | None:
+    """Return why calls with other weights are not enough for this model, "" where they are, None where nothing can be told.
 
-    An example is pulled back by plain autograd and through `torch.func.functional_call`. What only the first of them sees must
-    follow when the memory of the weights moves, as a view does; a copy that was made before the step does not.
+    Some examples are run alone, at w and at w + eps_i, with the model's own weights moved and by a call with other weights.
+    Only the first way reaches views that the model keeps, and what a function of its own computes again in the reverse pass.
 
     Raises:
-        InputError: The model holds a copy of a parameter, made before the step, which still would be that of w at w + eps_i.
+        InputError: The model does not repeat itself.
     """
-    one = take(inputs, slice(0, 1))
-    recomputing = recomputes(model, one)
-
-    @contextmanager
-    def alike() -> Iterator[None]:
-        """Every pass draws the same masks, and none where that can be had: a dropped unit hides what is behind it."""
-        with undisturbed(model), torch.enable_grad(), nullcontext() if recomputing else WithoutDropout():
-            yield
-
-    with alike():
-        output = call_model(model, one)
-        if not output.requires_grad or not bool(output.isfinite().all()):
-            return ""
-        tolerance, cotangent = rounding_tolerance(output), fixed_cotangent(output.detach())
-        plain = named_plain_gradients(model, parameters, output, cotangent)
-    with alike():
-        other = {name: parameter.detach().clone().requires_grad_() for name, parameter in parameters.items()}
-        called = named_plain_gradients(model, other, call_model(WithWeights(model, other), one), cotangent)
-    allowed = tolerance * max((float(whole_norm(g)) for g in plain.values() if g is not None), default=0.0)
-    missed: dict[str, Tensor] = {}
-    for name, gradient in plain.items():
-        if gradient is not None:
-            beyond = gradient if (seen := called[name]) is None else gradient - seen
-            if not float(whole_norm(beyond)) <= allowed:
-                missed[name] = beyond
-    if not missed:
-        return RECOMPUTES if recomputing else ""
-    first = next(iter(missed))
-
-    def along(eps: dict[str, Tensor]) -> float:
-        with alike():
-            engine = MovedWeightsEngine(model, parameters)
-            return float((engine.at(one, {name: Dense(e[None]) for name, e in eps.items()}).logits * cotangent).sum())
-
-    if not _moves_with_its_weights(parameters, missed, called, along):
-        raise _kept_from_before(model, first)
-    return RECOMPUTES if recomputing else f"it uses {first!r} by way of a view that was made before the step"
+    moved = MovedWeightsEngine(model, parameters)
+    called = ReferenceEngine(model, parameters, Vectorisation(possible=False))
+    size = batch_size(inputs)
+    told = False
+    for row in sorted({round(k * (size - 1) / (ROWS - 1)) for k in range(ROWS)}):
+        one = take(inputs, slice(row, row + 1))
+        output, gradients = _found(moved, one, None)
+        if not bool(output.isfinite().all()):
+            continue
+        if not close(output, _found(moved, one, None)[0], rounding_tolerance(output)):
+            raise InputError(
+                f"{type(model).__name__} gives other outputs when it is repeated with torch's random state put back",
+                expected="a forward pass that repeats itself: its value at w + eps_i belongs with the one at w",
+                remedy="Draw with torch's default generator, and take counters out of forward.",
+            )
+        size_of_all = math.hypot(*(float(whole_norm(g)) for g in gradients.values()))
+        if not 0 < size_of_all < math.inf:
+            continue
+        told = True
+        missed = _first_difference(parameters, (output, gradients), _found(called, one, None))
+        if missed is None:
+            length = math.hypot(*(float(whole_norm(parameter.detach())) for parameter in parameters.values()))
+            eps = _perturbation(moved, one, SHARE * (length or 1.0))
+            missed = _first_difference(parameters, _found(moved, one, eps), _found(called, one, eps))
+        if missed is not None:
+            return f"a call with other weights misses a use of {missed!r}" if missed else "a call with other weights differs"
+    return "" if told else None
 
 
-def _moves_with_its_weights(
-    parameters: Mapping[str, Tensor],
-    missed: Mapping[str, Tensor],
-    called: Mapping[str, Tensor | None],
-    along: Callable[[dict[str, Tensor]], float],
-) -> bool:
-    """Whether u^T f changes along the missed gradient d as the whole one says: by <d, d> more than the part that was seen."""
-    squared = sum(float(whole_norm(d)) ** 2 for d in missed.values())
-    seen = sum(float((d.double() * g.double()).sum()) for name, d in missed.items() if (g := called[name]) is not None)
-    length = math.hypot(*(float(whole_norm(parameters[name].detach())) for name in missed))
-    for share in SHARES:
-        step = share * (length or 1.0) / math.sqrt(squared)
-        ahead, behind = (along({name: sign * step * d for name, d in missed.items()}) for sign in (1.0, -1.0))
-        if abs(((ahead - behind) / (2 * step) - seen) / squared - 1) <= ALLOWED:
-            return True
-    return False
+def _found(engine: Engine, one: Inputs, eps: dict[str, Factor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the output of one example and its gradients; every call draws the same random numbers, and no dropout."""
+    with undisturbed(engine.model), torch.enable_grad(), WithoutDropout():
+        point = engine.at(one, eps)
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+    return point.logits, {name: factor.dense() for name, factor in gradient.factors.items()}
 
 
-def _kept_from_before(model: nn.Module, name: str) -> InputError:
-    """Build the error for a model that holds a copy of a parameter, made before the step."""
-    return InputError(
-        f"{type(model).__name__} uses {name!r} by way of a copy that was made of it before the step",
-        expected="a forward pass that starts from its parameters: at w + eps_i such a copy would still hold w",
-        remedy="Form it inside forward, at every call, instead of keeping it.",
-    )
+def _perturbation(engine: Engine, one: Inputs, radius: float) -> dict[str, Factor]:
+    with undisturbed(engine.model), torch.enable_grad(), WithoutDropout():
+        point = engine.at(one)
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+    return gradient.perturbation(dict.fromkeys(engine.parameters, radius), gradient.norm())
+
+
+def _first_difference(
+    parameters: dict[str, nn.Parameter], moved: tuple[Tensor, dict[str, Tensor]], called: tuple[Tensor, dict[str, Tensor]]
+) -> str | None:
+    """Return the parameter whose gradients differ most, "" where only the outputs do, None where nothing does."""
+    tolerance = rounding_tolerance(moved[0])
+    gaps: dict[str, float] = {}
+    largest = max((float(whole_norm(g)) for g in moved[1].values()), default=0.0)
+    for name in parameters:
+        first, second = moved[1].get(name), called[1].get(name)
+        if first is not None or second is not None:
+            gap = first if second is None else second if first is None else first - second
+            gaps[name] = 0.0 if gap is None else float(whole_norm(gap))
+    worst = max(gaps, key=lambda name: gaps[name], default=None)
+    if worst is not None and not gaps[worst] <= tolerance * largest:
+        return worst
+    return None if close(moved[0], called[0], tolerance) else ""

@@ -68,6 +68,7 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     if verdict is None:
         # What is refused depends on nothing that the signature leaves out: once a signature is known, this is behind it.
         _refuse_compiled(model)
+        _refuse_shared_memory(parameters)
         refuse_batch_normalisation(model)
         verdict = prove(fast, inputs)
         if verdict is None:
@@ -82,9 +83,12 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     if verdict.fast and engine != "reference":
         fast.prefers_second = verdict.prefers_second
         return fast
-    if signature not in known.missed:
-        known.missed[signature] = what_the_reference_misses(model, parameters, inputs)
-    if missed := known.missed[signature]:
+    missed = known.missed.get(signature)
+    if missed is None:
+        missed = what_the_reference_misses(model, parameters, inputs)
+        if missed is not None:
+            known.missed[signature] = missed
+    if missed:
         known.say_once(
             f"{type(model).__name__} runs with its own weights moved for one example after the other, "
             f"which is exact, but slow: {missed}."
@@ -107,6 +111,23 @@ def _refuse_compiled(model: nn.Module) -> None:
                 expected="the module itself: per-example passes look at its layers",
                 remedy="Pass the original module to the method; compiled and original share their weights.",
             )
+
+
+def _refuse_shared_memory(parameters: dict[str, nn.Parameter]) -> None:
+    """Refuse parameters that cannot have an eps of their own: each is a variable of the loss."""
+    places: dict[int, str] = {}
+    for name, parameter in parameters.items():
+        if parameter.numel() == 0:
+            continue
+        other = places.setdefault(parameter.data_ptr(), name)
+        repeats = any(step == 0 and size > 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True))
+        if other != name or repeats:
+            raise InputError(
+                f"The parameter {name!r} has entries in one place of memory" if repeats else
+                f"The parameters {other!r} and {name!r} lie in the same memory",
+                expected="memory of its own for every entry of every parameter",
+                remedy="Make it contiguous with .clone()." if repeats else f"Tie them as one parameter, or clone {name!r}.",
+            )  # fmt: skip
 
 
 def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> Hashable:
