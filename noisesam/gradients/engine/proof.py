@@ -69,13 +69,13 @@ def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
         size, start = batch_size(inputs), next_number()
         output = evaluate(model, inputs)
         view = kept_view(model, engine.parameters, output, start)
+        output = output.detach()  # one graph at a time is held
         rows = sorted({0, size // 2, size - 1})
         alone = {row: evaluate(model, take(inputs, slice(row, row + 1))).detach() for row in rows}
-        _refuse_mixing(model, inputs, output.detach(), alone[0])
+        _refuse_mixing(model, inputs, output, alone[0])
         if view is not None:
             return Verdict(False, f"it uses {view!r} by way of a view that was made before the step")
-        twins = {row: _Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
-        del output
+        twins = _twins(engine, inputs, alone)
         _refuse_gradients_on_the_way(model)
         verdict = None
         for prefers_second in (False, True):
@@ -152,6 +152,11 @@ class _Twin:
 
     alone: Tensor
     norms: dict[str, float]
+
+
+def _twins(engine: FastEngine, inputs: Inputs, alone: dict[int, Tensor]) -> dict[int, _Twin]:
+    output = evaluate(engine.model, inputs)
+    return {row: _Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
 
 
 def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, float]:
