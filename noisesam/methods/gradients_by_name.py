@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from noisesam.errors import InputError
 from noisesam.gradients.batch import sparse_gradient
 
 
@@ -14,9 +16,24 @@ def pull_back(output: Tensor, residual: Tensor, parameters: Mapping[str, nn.Para
     """Return sum_i J_i^T residual_i by parameter name, without touching `.grad`; parameters that play no part are absent."""
     if not output.requires_grad:
         return {}
-    with torch.autocast(output.device.type, enabled=False):
+    with torch.autocast(output.device.type, enabled=False), refusing_reentrant_checkpoints():
         gradients = torch.autograd.grad(output, list(parameters.values()), residual.to(output.dtype), allow_unused=True)
     return dense_only({name: value for name, value in zip(parameters, gradients, strict=True) if value is not None})
+
+
+@contextmanager
+def refusing_reentrant_checkpoints() -> Iterator[None]:
+    """Say in our own words what autograd cannot do: a re-entrant checkpoint adds to `.grad` and returns nothing."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise InputError(
+            "Activation checkpointing with use_reentrant=True",
+            expected="checkpoints that return their gradients",
+            remedy="Call torch.utils.checkpoint.checkpoint(..., use_reentrant=False), which torch recommends, too.",
+        ) from error
 
 
 def dense_only(found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from noisesam.gradients.batch import Batch, call_model
 from noisesam.gradients.mixed_point import check_rho
 from noisesam.methods.base import Method, dense_only, pull_back
 from noisesam.methods.checks import check_choice, check_number
+from noisesam.methods.gradients_by_name import refusing_reentrant_checkpoints
 from noisesam.methods.result import Outcome, StepCall
 from noisesam.regularizers import JSAMRegularizer
 
@@ -146,7 +147,7 @@ def _pull_back_both(
 ) -> dict[str, Tensor]:
     if not output.requires_grad and not penalty.requires_grad:
         return pull_back(output, residual, parameters)
-    with torch.autocast(output.device.type, enabled=False):
+    with torch.autocast(output.device.type, enabled=False), refusing_reentrant_checkpoints():
         gradients = torch.autograd.grad(
             [output, penalty],
             list(parameters.values()),

@@ -222,6 +222,20 @@ def test_dropout_behind_a_checkpoint_draws_the_same_masks_in_every_pass(how):
     assert relative_error(*found) == 0
 
 
+@pytest.mark.parametrize("name", ["sam", "m-sam", "asam", "looksam"])
+def test_batch_methods_recompute_and_say_which_kind_of_checkpoint_they_cannot_take(name):
+    """They move the weights themselves, and what is computed again is so at the moved ones."""
+    (x, y), plain = batch(), Checkpointed(None)
+    results = []
+    for how in (None, False):
+        model = same_weights(plain, Checkpointed(how))
+        make(name, model, rho=0.3).backward(x, y)
+        results.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    assert relative_error(*results) <= 1e-12
+    with pytest.raises(InputError, match=r"use_reentrant=True.*use_reentrant=False"):
+        make(name, Checkpointed(True), rho=0.3).backward(x, y)
+
+
 def test_checkpoints_by_other_means_are_refused():
     """torch's function under another name, as a library of one's own may have taken it at import."""
     model, (x, y) = Checkpointed(None), batch()
