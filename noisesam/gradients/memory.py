@@ -123,5 +123,7 @@ def _bytes_of_factors(engine: FastEngine, first: Inputs, output: Tensor) -> int 
         point = engine.at(first)
         factors = point.per_example_gradient(torch.ones_like(output), keep=True).factors.values()
         return sum(factor.bytes_kept() for factor in factors)
-    except UnsupportedParameterUse:
-        return None
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (UnsupportedParameterUse, RuntimeError, TypeError, ValueError, IndexError):
+        return None  # the proof says why

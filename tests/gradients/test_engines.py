@@ -326,6 +326,83 @@ def test_layers_whose_first_axis_is_not_the_example_come_out_right(sequence_firs
     assert relative_error(found, mean_term(example_terms(model, x, y, 0.2), "1-sam")) <= 1e-12
 
 
+class Positions(nn.Module):
+    """Tokens with a table of positions that all examples share, looked up as (1, T) or as (T,)."""
+
+    def __init__(self, axes: int):
+        super().__init__()
+        self.axes, self.tokens, self.places = axes, nn.Embedding(11, 6), nn.Embedding(9, 6)
+        self.mix, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        where = torch.arange(x.shape[1], device=x.device)
+        places = self.places(where if self.axes == 1 else where[None])
+        return self.head(torch.tanh(self.mix(torch.tanh(self.tokens(x) + places))).mean(1))
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5])  # n = 4 equals the number of positions: the shapes alone cannot tell
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_table_of_positions_that_all_examples_share_keeps_the_fast_engine(axes, n):
+    torch.manual_seed(0)
+    model = Positions(axes).double()
+    x, y = torch.randint(0, 11, (n, 4)), torch.arange(n) % 4
+    if (axes, n) == (1, 4):  # four numbers for four examples are read as theirs: exact, but on the reference engine
+        engine = "reference"
+    else:
+        engine = "auto"
+        assert engine_for(model, x, engine).name == "fast"
+    rows = example_terms(model, x, y, 0.2)
+    for method, (jacobian, residual) in PLACES.items():
+        found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at=jacobian, residual_at=residual, engine=engine)
+        assert relative_error(found, mean_term(rows, method)) <= 1e-12
+
+
+class AddsByOneProduct(nn.Module):
+    """The linear map of GPT-2: b + x W over all positions of all examples at once."""
+
+    def __init__(self, **scales: float):
+        super().__init__()
+        self.weight, self.bias, self.head = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.randn(5)), nn.Linear(5, 4)
+        self.scales = scales
+
+    def forward(self, x):
+        mixed = torch.addmm(self.bias, x.view(-1, x.shape[-1]), self.weight, **self.scales)
+        return self.head(torch.tanh(mixed).view(*x.shape[:-1], -1).mean(1))
+
+
+@pytest.mark.parametrize("n", [1, 3, 5])
+def test_a_product_with_its_bias_added_keeps_the_fast_engine(n):
+    torch.manual_seed(0)
+    model, x, y = AddsByOneProduct().double(), torch.randn(n, 3, 6, dtype=torch.float64), torch.arange(n) % 4
+    assert engine_for(model, x, "auto").name == "fast"
+    rows = example_terms(model, x, y, 0.2)
+    for method, (jacobian, residual) in PLACES.items():
+        found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at=jacobian, residual_at=residual)
+        assert relative_error(found, mean_term(rows, method)) <= 1e-12
+
+
+def test_a_product_with_scales_falls_back():
+    model, x, y = AddsByOneProduct(alpha=2.0).double(), torch.randn(3, 3, 6, dtype=torch.float64), torch.arange(3)
+    with pytest.warns(UserWarning, match=r"'addmm' uses the parameter 'bias'"):
+        found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="perturbed")
+    assert relative_error(found, mean_term(example_terms(model, x, y, 0.2), "1-sam")) <= 1e-12
+
+
+class TransposesItsPositions(Positions):
+    """Counts on the axes of the table's rows: with a row for every example it fails."""
+
+    def forward(self, x):
+        places = self.places(torch.arange(x.shape[1])).t().t()
+        return self.head(torch.tanh(self.mix(torch.tanh(self.tokens(x) + places))).mean(1))
+
+
+def test_a_model_that_takes_no_row_for_every_example_somewhere_falls_back():
+    model, x, y = TransposesItsPositions(1).double(), torch.randint(0, 11, (3, 4)), torch.arange(3)
+    with pytest.warns(UserWarning, match="does not go through with a row for every example"):
+        found = mixed_point_gradient(model, x, y, rho=0.2, jacobian_at="perturbed", residual_at="perturbed", chunk_size="auto")
+    assert relative_error(found, mean_term(example_terms(model, x, y, 0.2), "1-sam")) <= 1e-12
+
+
 class Centred(nn.Module):
     def __init__(self, detach: bool):
         super().__init__()

@@ -103,6 +103,11 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
         gradient = point.per_example_gradient(fixed_cotangent(point.logits), keep=True)
     except UnsupportedParameterUse as reason:
         return Verdict(False, str(reason))
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        # The model itself has just run: it is a row for every example that it does not take somewhere.
+        return Verdict(False, f"it does not go through with a row for every example: {str(error).strip().splitlines()[0]}")
     if not bool(point.logits.isfinite().all()):
         return None
     tolerance = rounding_tolerance(point.logits)

@@ -33,9 +33,24 @@ def embedding_rule(
     del norm_type
     if max_norm is not None or scale_grad_by_freq or sparse:
         raise UnsupportedParameterUse("'embedding' with max_norm, scale_grad_by_freq or sparse")
-    tokens, back = examples_first(tape, input.unsqueeze(1) if input.dim() == 1 else input, 0, "'embedding'")
-    found = back(_Embedding.apply(tokens, weight, _row(padding_idx, weight), tape, tape.perturbation(weight)))
-    return found.squeeze(1) if input.dim() == 1 else found
+    if _shared(tape, input):
+        # Positions: every example has rows of its own for them, which meet its activations as the one table would.
+        places = input if input.dim() == 1 else input[0]
+        tokens, back = places.reshape(1, -1).expand(tape.examples, -1), lambda out: out.unflatten(1, places.shape)
+    elif input.dim() == 1:
+        tokens, back = input.unsqueeze(1), lambda out: out.squeeze(1)
+    else:
+        tokens, back = examples_first(tape, input, 0, "'embedding'")
+    return back(_Embedding.apply(tokens, weight, _row(padding_idx, weight), tape, tape.perturbation(weight)))
+
+
+def _shared(tape: Tape, tokens: Tensor) -> bool:
+    """Whether the tokens have no example axis: (1, ...) or (T,). Where T equals n the two guesses take turns."""
+    if tape.examples == 1:
+        return tokens.dim() == 1 and tokens.shape[0] > 1
+    if tokens.dim() == 1:
+        return tokens.shape[0] != tape.examples or tape.prefers_second
+    return tokens.dim() > 1 and tokens.shape[0] == 1 and not (tokens.shape[1] == tape.examples and tape.prefers_second)
 
 
 def _row(padding_idx: int | None, weight: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Products x @ W with a weight as the right operand: a linear map whose weight is stored transposed."""
+"""Products x @ W (+ b) with a weight as the right operand: a linear map whose weight is stored transposed."""
 
 from __future__ import annotations
 
@@ -22,3 +22,25 @@ def matmul_rule(tape: Tape, _: Callable[..., Any], left: Tensor, right: Tensor) 
     values = autocast_input(left)
     positions, back = examples_first(tape, values, 1, "'matmul'")
     return back(apply_linear(tape, positions, right, None, transposed=True))
+
+
+@register_rule(torch.addmm)
+def addmm_rule(
+    tape: Tape,
+    _: Callable[..., Any],
+    input: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    **more: Any,
+) -> Tensor:
+    """Evaluate b + x W over rows (n T, d), the linear map of GPT-2, at w or w + eps_i."""
+    plain = beta == 1 and alpha == 1 and not more
+    if not plain or input.dim() != 1 or not tape.tracks(mat2) or tape.tracks(mat1):
+        raise UnsupportedParameterUse(
+            f"'addmm' uses the parameter {tape.name(next(t for t in (input, mat1, mat2) if tape.tracks(t)))!r}"
+        )
+    positions, back = examples_first(tape, autocast_input(mat1), 1, "'addmm'")
+    return back(apply_linear(tape, positions, mat2, input, transposed=True))
