@@ -44,3 +44,16 @@ def test_the_cost_table_of_the_readme_is_the_one_that_was_measured(row, contende
     line = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| {row} |"))
     shown = [cell.strip() for cell in line.strip("|").split("|")[1:]]
     assert [float(cell) for cell in shown] == [pytest.approx(measured[one["model"]], rel=5e-3) for one in document["models"]]
+
+
+def test_the_ratios_of_the_second_machine_are_those_that_were_measured():
+    document = json.loads((ROOT / "benchmarks" / "intel-xeon-2-cores.json").read_text(encoding="utf-8"))
+    seconds = {(one["contender"], one["model"], one["threads"]): one["ratio_to_sgd"] for one in document["timings"]}
+    line = next(
+        line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| Intel Xeon |")
+    )
+    shown = [[float(number) for number in cell.split("/")] for cell in line.strip("|").split("|")[1:]]
+    for one, numbers in zip(document["models"], shown, strict=True):
+        for threads, number in zip((1, 2), numbers, strict=True):
+            measured = seconds["1-sam", one["model"], threads] / seconds["torch-sam", one["model"], threads]
+            assert number == pytest.approx(measured, abs=5.1e-3)
