@@ -40,6 +40,16 @@ class MissingExtraError(NoisesamError, ImportError):
     """A feature needs an optional package that is not installed."""
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of what an error says, the name of its type where it says nothing.
+
+    Example:
+        >>> first_line(ValueError()), first_line(ValueError("too long\nby far"))
+        ('ValueError', 'too long')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest_name(name: object, valid: Iterable[str]) -> str | None:
     """Return the valid name closest to `name`, or None if none is close.
 

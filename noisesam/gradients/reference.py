@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from noisesam.errors import InputError
+from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
 from noisesam.gradients.points import Engine, Point
@@ -74,9 +74,8 @@ class ReferenceEngine(Engine):
                 state.restore()
                 output = self._evaluate_in_a_loop(stacked, inputs, examples)
                 self.vectorisation.possible = False
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 warnings.warn(
-                    f"{type(self.model).__name__} cannot be vectorised over examples ({reason}); "
+                    f"{type(self.model).__name__} cannot be vectorised over examples ({first_line(error)}); "
                     "noisesam runs its examples one at a time: exact, but slow.",
                     stacklevel=2,
                 )

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from noisesam.errors import InputError, RunError
+from noisesam.errors import InputError, RunError, first_line
 from noisesam.runs.files import cannot_read, inside
 from noisesam.runs.schema import EXAMPLES_COLUMNS, METRICS_COLUMNS, Column
 
@@ -142,7 +142,7 @@ def read_part(root: Path, path: Path, table: str) -> pa.Table:
     except PermissionError as error:
         raise cannot_read(path, error) from error
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise RunError(f"{path} is truncated or not a parquet file ({reason})", remedy=_PART_REMEDY) from error
     return _typed(content.replace_schema_metadata(None), path, table)
 

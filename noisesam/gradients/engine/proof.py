@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisesam.errors import InputError
+from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
@@ -107,7 +107,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
-        return Verdict(False, f"it does not go through with a row for every example: {str(error).strip().splitlines()[0]}")
+        return Verdict(False, f"it does not go through with a row for every example: {first_line(error)}")
     if not bool(point.logits.isfinite().all()):
         return None
     tolerance = rounding_tolerance(point.logits)
