@@ -13,13 +13,7 @@ from noisesam.gradients.engine import engine_for
 from noisesam.gradients.factors import Dense, OuterProducts, PerExampleGradient
 from noisesam.methods import make
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def linear(scale: float = 1.0) -> nn.Linear:

@@ -58,12 +58,7 @@ def check(model: nn.Module, inputs: Tensor, *, engine: str = "fast", rho: float 
         torch.testing.assert_close(getattr(parts, field), norms, rtol=TOLERANCE, atol=0)
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 # ---------------------------------------------------------------- patches

@@ -22,12 +22,7 @@ from noisesam.methods import make
 SAID = "own weights moved for one example after the other, which is exact, but slow"
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Checkpointed(nn.Module):

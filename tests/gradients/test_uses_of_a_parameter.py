@@ -13,13 +13,7 @@ from noisesam.gradients.engine import engine_for, interception
 from noisesam.gradients.engine.rules.linear import apply_linear
 from noisesam.gradients.engine.tape import Tape
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def images(channels: int, side: int, *, last: bool = False) -> Tensor:
