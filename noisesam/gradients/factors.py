@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -12,13 +10,6 @@ from torch import Tensor
 
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory_order import order_of
-
-SMALLEST_SQUARE, LARGEST_SQUARE = 1e-24, 1e36
-"""Squared norms between which float32, whose numbers end at 1e-38 and 3e38, adds squares without losing any that matter."""
-
-
-LEFT_AFTER_CANCELLING = 1e-2
-"""Share of the spread of its terms below which a squared norm that is summed in float32 has lost two digits or more."""
 
 
 class Factor(ABC):
@@ -90,6 +81,11 @@ class Dense(Factor):
     def dense(self) -> Tensor:
         """Return the tensors, scaled."""
         return self._tensor if self._scale is None else self._tensor * self._aligned_scale()
+
+    @property
+    def unscaled(self) -> Tensor | None:
+        """The tensors, where no scale is to be multiplied in."""
+        return self._tensor if self._scale is None else None
 
     @property
     def in_full_precision(self) -> bool:
@@ -255,29 +251,3 @@ def combine(factors: list[Factor]) -> Factor:
     for factor in factors[1:]:
         total += factor.dense()
     return Dense(total)
-
-
-@dataclass(frozen=True)
-class PerExampleGradient:
-    """J_i^T u_i of every example of a chunk, parameter by parameter (a parameter that plays no part has no entry)."""
-
-    factors: Mapping[str, Factor]
-    examples: int
-
-    def norm(self) -> Float[Tensor, " n"]:
-        """Return the global norm of every example over all trainable parameters."""
-        found = [factor.squared_norm_and_spread() for factor in self.factors.values()]
-        kind = found[0][0].dtype
-        total = torch.stack([squares.double() for squares, _ in found]).sum(0)
-        kept = (total > SMALLEST_SQUARE) & (total < LARGEST_SQUARE)
-        spreads = [spread.double() for _, spread in found if spread is not None]
-        if spreads:
-            kept &= total > LEFT_AFTER_CANCELLING * torch.stack(spreads).sum(0)
-        if not bool(kept.all()):
-            total = torch.stack([factor.in_double().squared_norm() for factor in self.factors.values()]).sum(0)
-        return total.sqrt().to(kind)
-
-    def perturbation(self, radii: Mapping[str, float], norm: Float[Tensor, " n"]) -> dict[str, Factor]:
-        """Return eps_i = rho g_i / ||g_i||, each parameter with its own radius; a zero gradient is not perturbed."""
-        inverse = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
-        return {name: factor.scaled(radii[name] * inverse) for name, factor in self.factors.items()}

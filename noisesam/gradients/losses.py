@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from noisesam.errors import InputError
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
+
+_CHECKED: Any = WeakTensorKeyDictionary()
+"""Labels that are known to be in range, with the classes and the version: on a GPU every look at them waits for the device."""
 
 
 def accurate(logits: Tensor) -> Tensor:
@@ -258,7 +263,11 @@ def check_labels(targets: Tensor, examples: int, classes: int) -> None:
             expected="integer class labels, int64 or int32",
             remedy="Convert them with targets.long().",
         )
-    if examples and bool(((targets < 0) | (targets >= classes)).any()):
+    # On a CPU a look costs little, and labels may be changed by way of numpy, of which no version tells.
+    remembered = targets.device.type != "cpu" and not targets.is_inference()
+    if not examples or (remembered and _CHECKED.get(targets) == (classes, targets._version)):
+        return
+    if bool(((targets < 0) | (targets >= classes)).any()):
         wrong = ((targets < 0) | (targets >= classes)).nonzero().flatten()
         rows = ", ".join(str(int(row)) for row in wrong[:5])
         raise InputError(
@@ -266,6 +275,8 @@ def check_labels(targets: Tensor, examples: int, classes: int) -> None:
             expected=f"labels from 0 to {classes - 1}",
             remedy="Check the number of classes of the model against the data.",
         )
+    if remembered:
+        _CHECKED[targets] = (classes, targets._version)
 
 
 def _wrong_count(targets: Tensor, examples: int) -> InputError:

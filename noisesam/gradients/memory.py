@@ -87,8 +87,10 @@ def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int = MEMORY_BUDGE
 
 def _small_enough(model: nn.Module, examples: int, activations: int) -> int:
     """Return the size of the equal parts into which a batch is cut on a CPU."""
+    if examples * activations <= WORKING_SET:
+        return examples
     own = trainable(model).values()
-    if any(parameter.device.type != "cpu" for parameter in own) or examples * activations <= WORKING_SET:
+    if any(parameter.device.type != "cpu" for parameter in own):
         return examples
     parts = min(-(-examples * activations // WORKING_SET), max(1, examples // FEWEST))
     size = -(-examples // parts)

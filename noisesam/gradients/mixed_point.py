@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.accumulation import add_part, joined
 from noisesam.gradients.batch import Batch, ChunkSize, Inputs, check_chunk_size, devices_of, trainable
 from noisesam.gradients.engine.selection import engine_for
-from noisesam.gradients.factors import PerExampleGradient
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
 
@@ -151,9 +152,8 @@ def mixed_point_step(
             pulled = moved if jacobian_perturbed else point
             summed = pulled.sum_gradient(cotangent * (scale / batch.size))
             rows.append((point.logits, losses, norms, loss(moved.logits, chunk.targets)))
-        for name, value in summed.items():
-            gradient[name] = gradient[name] + value if name in gradient else value
-    logits, losses, norms, perturbed_losses = (torch.cat(column) for column in zip(*rows, strict=True))
+        add_part(gradient, summed)
+    logits, losses, norms, perturbed_losses = (joined(column) for column in zip(*rows, strict=True))
     passes = 2 * batch.size if perturbs else batch.size
     return MixedPointResult(gradient, logits, losses, norms, perturbed_losses, passes + repeated, passes)
 

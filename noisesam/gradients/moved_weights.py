@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
-from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
+from noisesam.gradients.factors import Dense, Factor
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.plain import named_plain_gradients
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import sparse_gradient
-from noisesam.gradients.factors import LARGEST_SQUARE, SMALLEST_SQUARE
+from noisesam.gradients.per_example_gradient import LARGEST_SQUARE, SMALLEST_SQUARE
 
 _VIEWS = (
     "Alias", "AsStrided", "Diagonal", "Expand", "Imag", "Narrow", "Permute", "Real", "ReshapeAlias", "Select", "Slice", "Split",

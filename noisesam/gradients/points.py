@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from noisesam.gradients.batch import Inputs
-    from noisesam.gradients.factors import Factor, PerExampleGradient
+    from noisesam.gradients.factors import Factor
+    from noisesam.gradients.per_example_gradient import PerExampleGradient
 
 
 class Point(ABC):

@@ -13,7 +13,8 @@ from torch.func import vmap
 
 from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
-from noisesam.gradients.factors import Dense, Factor, PerExampleGradient
+from noisesam.gradients.factors import Dense, Factor
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import NoRecomputation, evaluate

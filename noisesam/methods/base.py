@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.accumulation import add_part, joined
 from noisesam.gradients.batch import Batch, ChunkSize, Inputs, call_model, check_chunk_size, trainable
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.losses import PerExampleLoss, resolve
 from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
 from noisesam.methods.checks import check_flag, check_number, saved_count
-from noisesam.methods.finiteness import NonFiniteLossError, losses_are_finite, non_finite, scale_of, working
+from noisesam.methods.finiteness import NonFiniteLossError, is_finite, non_finite, scale_of, working
 from noisesam.methods.gradients_by_name import add_to_grad, dense_only, infinite, pull_back
 from noisesam.methods.parameter_groups import as_groups, radii_by_name
 from noisesam.methods.result import Outcome, StepCall, StepResult, StepTerms
@@ -120,9 +121,7 @@ class Method(ABC):
         check_flag("new_step", new_step)
         with torch.enable_grad():
             outcome = self._step(batch, parameters, StepCall(loss_scale, final, new_step))
-        finite = outcome.finite and losses_are_finite(outcome)
-        if finite and scaler is not None:
-            finite = all(bool(value.isfinite().all()) for value in outcome.gradient.values())
+        finite = is_finite(outcome, gradient_too=scaler is not None)
         if not finite and scaler is None:
             raise non_finite(outcome)
         if not outcome.gradient:
@@ -139,7 +138,7 @@ class Method(ABC):
                 outcome.commit()
         evaluated = torch.ones_like(outcome.losses, dtype=torch.bool) if outcome.evaluated is None else outcome.evaluated
         return StepResult(
-            loss=outcome.losses[evaluated].mean().detach(),
+            loss=(outcome.losses if outcome.evaluated is None else outcome.losses[evaluated]).mean().detach(),
             logits=outcome.logits.detach(),
             losses=outcome.losses.detach(),
             evaluated=evaluated,
@@ -244,9 +243,8 @@ class Method(ABC):
                 residual = residual * weights[part].to(residual.dtype).view(-1, *[1] * (residual.dim() - 1))
             residual = residual * (scale / batch.size)
             rows.append((output.detach(), self.loss(output.detach(), chunk.targets)))
-            for name, value in pull_back(output, residual, parameters).items():
-                gradient[name] = gradient[name] + value if name in gradient else value
-        logits, losses = (torch.cat(column) for column in zip(*rows, strict=True))
+            add_part(gradient, pull_back(output, residual, parameters))
+        logits, losses = (joined(column) for column in zip(*rows, strict=True))
         return gradient, logits, losses
 
     def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:

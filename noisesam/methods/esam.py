@@ -87,7 +87,7 @@ class ESAM(Method):
         state = RandomState.capture(devices)
         clean, logits, losses = self._mean_gradient(batch, self._perturbed(parameters, call), call.loss)
         clean = unscaled(clean, call.loss)
-        finite = bool(global_norm(clean).isfinite())
+        length = global_norm(clean)
         after = RandomState.capture(devices)
         kept, moved_losses = batch, None
         state.restore()
@@ -101,7 +101,7 @@ class ESAM(Method):
         forwards = 2 * batch.size + (kept.size if self.gamma < 1 else 0)
         return Outcome(
             rescaled(unscaled(moved, call.loss), call.total, parameters), logits, losses, forwards, batch.size + kept.size,
-            further_losses=[kept_losses if moved_losses is None else moved_losses], finite=finite,
+            further_losses=[kept_losses if moved_losses is None else moved_losses], further_numbers=[length],
         )  # fmt: skip
 
     def perturbation(self, inputs: Inputs, targets: Tensor, index: Tensor | None = None) -> dict[str, Tensor] | None:

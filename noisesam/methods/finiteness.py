@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from noisesam.errors import InputError, NoisesamError
 from noisesam.methods.checks import shown
@@ -38,16 +38,30 @@ def scale_of(scaler: torch.amp.GradScaler | None, model: nn.Module) -> float:
     return float(scaler.scale(torch.ones((), device=device)))
 
 
-def losses_are_finite(outcome: Outcome) -> bool:
-    """Say whether every loss that was evaluated is finite, at w and at the perturbed weights."""
-    losses = outcome.losses if outcome.evaluated is None else outcome.losses[outcome.evaluated]
-    return all(bool(values.isfinite().all()) for values in [losses, *outcome.further_losses])
+def is_finite(outcome: Outcome, *, gradient_too: bool) -> bool:
+    """Say whether every loss that was evaluated, and all that a step came by, is finite.
+
+    It is asked once at the end of a step: on a GPU every answer waits until all that was asked before has been computed.
+    """
+    device = outcome.losses.device
+    numbers = [_evaluated_losses(outcome), *outcome.further_losses, *outcome.further_numbers]
+    finite = torch.cat([values.detach().reshape(-1).to(device) for values in numbers]).isfinite().all()
+    if gradient_too:
+        finite &= torch.stack([values.isfinite().all().to(device) for values in outcome.gradient.values()]).all()
+    return bool(finite)
+
+
+def _evaluated_losses(outcome: Outcome) -> Tensor:
+    """Return the losses at w, 0 where none was evaluated."""
+    return outcome.losses if outcome.evaluated is None else torch.where(outcome.evaluated, outcome.losses, 0)
 
 
 def non_finite(outcome: Outcome) -> NonFiniteLossError:
     """Build the error of a step without a scaler: which rows, and where they were evaluated."""
-    at_w = outcome.losses if outcome.evaluated is None else torch.where(outcome.evaluated, outcome.losses, 0)
-    for where, losses in [("w", at_w), *(("the perturbed weights", other) for other in outcome.further_losses)]:
+    for where, losses in [
+        ("w", _evaluated_losses(outcome)),
+        *(("the perturbed weights", other) for other in outcome.further_losses),
+    ]:
         rows = (~losses.isfinite()).nonzero().flatten().tolist()
         if rows:
             named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")

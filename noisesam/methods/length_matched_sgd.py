@@ -68,7 +68,7 @@ class LengthMatchedSGD(PerExampleMethod):
         outcome = Outcome(
             {name: (accurate(value) * factor).to(value.dtype) for name, value in plain.items()}, logits, losses,
             measured.forward_examples + batch.size, measured.backward_examples + batch.size,
-            gradient_norms=measured.gradient_norms, further_losses=measured.further_losses, finite=bool(factor.isfinite()),
+            gradient_norms=measured.gradient_norms, further_losses=measured.further_losses, further_numbers=[factor],
         )  # fmt: skip
         return outcome, factor
 

@@ -77,7 +77,7 @@ class LookSAM(SharedPerturbation):
         clean, logits, losses = self._one_pass(batch, parameters, call)
         return Outcome(
             rescaled(self._reused(clean), call.total, parameters), logits, losses, batch.size, batch.size,
-            finite=bool(global_norm(clean).isfinite()),
+            further_numbers=[global_norm(clean)],
         )  # fmt: skip
 
     def _ascent(self, clean: Mapping[str, Tensor], parameters: dict[str, nn.Parameter], call: StepCall) -> Planned:

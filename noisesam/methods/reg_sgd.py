@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.accumulation import add_part, joined
 from noisesam.gradients.batch import Batch, call_model
 from noisesam.gradients.mixed_point import check_rho
 from noisesam.methods.base import Method, dense_only, pull_back
@@ -123,9 +124,8 @@ class RegularizedSGD(Method):
                 residual = self.loss.residual(output, chunk.targets) * (call.total / batch.size)
                 rows.append((output.detach(), self.loss(output.detach(), chunk.targets)))
                 # One reverse pass for both: the penalty joins the output as one more number to be pulled back.
-                for name, value in _pull_back_both(output, residual, penalty, share, parameters).items():
-                    gradient[name] = gradient[name] + value if name in gradient else value
-        logits, losses = (torch.cat(column) for column in zip(*rows, strict=True))
+                add_part(gradient, _pull_back_both(output, residual, penalty, share, parameters))
+        logits, losses = (joined(column) for column in zip(*rows, strict=True))
         return Outcome(gradient, logits, losses, batch.size, batch.size)
 
     def _recorded_forward(self, regularizer: JSAMRegularizer, chunk: Batch) -> Tensor:
@@ -151,7 +151,7 @@ def _pull_back_both(
         gradients = torch.autograd.grad(
             [output, penalty],
             list(parameters.values()),
-            [residual.to(output.dtype), penalty.new_tensor(share)],
+            [residual.to(output.dtype), torch.full_like(penalty, share)],
             allow_unused=True,
         )
     return dense_only({name: value for name, value in zip(parameters, gradients, strict=True) if value is not None})

@@ -70,8 +70,8 @@ class Outcome:
     evaluated: Tensor | None = None
     further_losses: list[Tensor] = field(default_factory=list)
     """Losses at other weights, one for each row of the batch (0 where not evaluated): not returned, but they must be finite."""
-    finite: bool = True
-    """Whether every intermediate gradient was finite."""
+    further_numbers: list[Tensor] = field(default_factory=list)
+    """What else must be finite, such as the norm of the gradient that eps is taken along."""
     commit: Callable[[], None] = lambda: None
     """Advances the method's state by one step."""
     remember: Callable[[], None] = lambda: None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.accumulation import add_part
 from noisesam.gradients.batch import Batch, Inputs, call_model, devices_of, trainable
 from noisesam.gradients.engine.selection import check_engine
 from noisesam.gradients.randomness import RandomState
@@ -111,13 +112,12 @@ class SAM(SharedPerturbation):
             part = replace(call, final=call.final * shard.size / batch.size)
             with kept_buffers(self.model) if statistics_pass else nullcontext():
                 outcomes.append(self._two_passes(shard, parameters, part))
-            for name, value in outcomes[-1].gradient.items():
-                gradient[name] = gradient[name] + value if name in gradient else value
+            add_part(gradient, outcomes[-1].gradient)
         forwards = (3 if statistics_pass else 2) * batch.size
         return Outcome(
             gradient, torch.cat([o.logits for o in outcomes]), torch.cat([o.losses for o in outcomes]),
             forwards, 2 * batch.size, further_losses=[torch.cat([o.further_losses[0] for o in outcomes])],
-            finite=all(o.finite for o in outcomes),
+            further_numbers=[number for o in outcomes for number in o.further_numbers],
         )  # fmt: skip
 
     def _ascent(self, clean: Mapping[str, Tensor], parameters: dict[str, nn.Parameter], call: StepCall) -> Planned:

@@ -82,7 +82,7 @@ class SharedPerturbation(Method):
         state = RandomState.capture(devices)
         clean, logits, losses = self._mean_gradient(batch, parameters, call.loss, weights=weights)
         clean = self._penalised(unscaled(clean, call.loss), parameters)
-        finite = bool(global_norm(clean).isfinite())
+        length = global_norm(clean)
         after = RandomState.capture(devices)
         up = self._ascent(clean, parameters, call)
         state.restore()
@@ -98,7 +98,7 @@ class SharedPerturbation(Method):
 
         return Outcome(
             rescaled(down.tensors, call.total, parameters), logits, losses, 2 * batch.size, 2 * batch.size,
-            further_losses=[moved_losses], finite=finite, commit=commit,
+            further_losses=[moved_losses], further_numbers=[length], commit=commit,
         )  # fmt: skip
 
     def _one_pass(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> tuple[Tensors, Tensor, Tensor]:

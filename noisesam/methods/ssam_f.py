@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noisesam.gradients.accumulation import add_part
 from noisesam.gradients.batch import Batch, Inputs, devices_of, trainable
 from noisesam.gradients.engine.selection import check_engine, engine_for
 from noisesam.gradients.factors import Factor, OuterProducts
@@ -126,8 +127,7 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
         if wanted <= 0 or self.sparsity == 0:
             return None
         fisher = dict(self._fisher)
-        for name, value in self._squares(batch.take(slice(0, wanted))).items():
-            fisher[name] = fisher[name] + value if name in fisher else value
+        add_part(fisher, self._squares(batch.take(slice(0, wanted))))
         scores = {name: fisher.get(name, torch.zeros_like(accurate(p.detach()))) for name, p in parameters.items()}
         return top_masks(scores, self.pattern, self.sparsity), fisher, self._seen + wanted
 

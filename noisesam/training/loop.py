@@ -94,8 +94,9 @@ class Loop:
         except FloatingPointError as error:
             raise self._diverged(error.given if isinstance(error, NoisesamError) else str(error)) from error
         # A method raises itself; one that evaluates only some rows may meet the others later.
-        if bool(result.evaluated.any()) and not math.isfinite(float(result.loss)):
-            raise self._diverged(f"The loss of a batch is {float(result.loss)}")
+        loss = float(result.loss)
+        if not math.isfinite(loss) and bool(result.evaluated.any()):
+            raise self._diverged(f"The loss of a batch is {loss}")
         prepared.optimizer.step()
         self._meter.add(result, len(batch.labels), time.perf_counter() - begin, batch.noisy)
         self.step += 1

@@ -30,10 +30,11 @@ class StepMeter:
     def add(self, result: StepResult, batch_size: int, seconds: float, noisy: Tensor | None = None) -> None:
         """Count one step; `noisy` marks the wrong labels of its examples, None where the true ones are unknown."""
         if result.gradient_norms is not None:
-            norms = result.gradient_norms.double()
+            columns = [result.gradient_norms.double(), *([] if noisy is None else [noisy.double()])]
+            norms, *marks = torch.stack(columns).cpu()  # together: on an accelerator every look waits for the device
             groups = {"all": torch.ones_like(norms, dtype=torch.bool)}
-            if noisy is not None:
-                groups |= {"clean": ~noisy, "noisy": noisy}
+            for mark in marks:
+                groups |= {"clean": mark == 0, "noisy": mark != 0}
             for group, mask in groups.items():
                 self._norms[group] = self._norms.get(group, 0.0) + float(norms[mask].sum())
                 self._visits[group] = self._visits.get(group, 0) + int(mask.sum())

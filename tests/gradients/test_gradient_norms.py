@@ -8,9 +8,10 @@ from reference.loop import example_terms, mean_term, norm, relative_error
 from torch import Tensor, nn
 
 from noisesam import decompose
-from noisesam.gradients import factors, mixed_point_gradient
+from noisesam.gradients import mixed_point_gradient, per_example_gradient
 from noisesam.gradients.engine import engine_for
-from noisesam.gradients.factors import Dense, OuterProducts, PerExampleGradient
+from noisesam.gradients.factors import Dense, OuterProducts
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.methods import make
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -100,7 +101,7 @@ def test_a_norm_whose_terms_cancel_is_summed_in_double(images: bool, monkeypatch
         return decompose(model, x, y, engine="fast").gradient_norm.double()
 
     kept = found()
-    monkeypatch.setattr(factors, "LEFT_AFTER_CANCELLING", 0.0)
+    monkeypatch.setattr(per_example_gradient, "LEFT_AFTER_CANCELLING", 0.0)
     lost = found()
     exact = decompose(model.double(), x.double(), y).gradient_norm
     # The forward pass itself rounds sums of 64 inputs of 100 to 6e-8 of their size, which the normalisation divides by 1.

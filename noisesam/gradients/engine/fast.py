@@ -11,7 +11,8 @@ from noisesam.gradients.batch import Inputs, batch_size
 from noisesam.gradients.engine import rules
 from noisesam.gradients.engine.interception import Interception
 from noisesam.gradients.engine.tape import Tape
-from noisesam.gradients.factors import Factor, PerExampleGradient
+from noisesam.gradients.factors import Factor
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.recomputation import evaluate
 

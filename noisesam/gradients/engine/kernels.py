@@ -72,14 +72,14 @@ def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, no
     """
     if geometry.groups != 1 or dy.dim() != 4:
         return False
-    positions, outputs, inputs = dy[0, 0].numel(), weight.shape[0], weight.shape[1]
+    positions, outputs, inputs = dy.shape[2:].numel(), weight.shape[0], weight.shape[1]
     if dy.device.type != "cpu":
         return positions <= GPU_GRAM_POSITIONS
     products = positions * weight.numel() * PER_PRODUCT
     phases = 1
     for step, size in zip(geometry.stride, geometry.kernel, strict=True):
         phases *= min(step, size)
-    channels = weight[0].numel() if geometry.dilated else inputs * phases
+    channels = weight.shape[1:].numel() if geometry.dilated else inputs * phases
     gram = (1 if norms_only else 3) * positions**2 * ((channels + outputs) * PER_PRODUCT + SHIFT_PER_ENTRY * phases)
     later = 0 if norms_only else 2  # uses of the kernels after their gradient
     grouped = products + max(0, weight.numel() - SMALL_KERNEL) * (GROUPED_GRADIENT_PER_WEIGHT + later * GROUPED_PER_WEIGHT)
@@ -98,7 +98,7 @@ def _way(like: Tensor, weight_size: int, per_weight: float, extra: float = 0.0, 
     loop = CALL + weight_size * LOOP_PER_WEIGHT
     if channels_last(like):
         grouped += (
-            2 * like[0].numel() * REORDERING
+            2 * like.shape[1:].numel() * REORDERING
         )  # the grouped form needs the images, and leaves its results, in another order
     return "loop" if loop < grouped else "grouped"
 
@@ -113,7 +113,7 @@ def kernel_gradients(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) 
     way = _way(x, weight.numel(), GROUPED_GRADIENT_PER_WEIGHT, few_inputs=_few_inputs(x, geometry))
     if way == "unfolded" and geometry.groups == 1:
         outputs = dy.flatten(2)
-        found = x.new_empty(n, outputs.shape[1], weight[0].numel())
+        found = x.new_empty(n, outputs.shape[1], weight.shape[1:].numel())
         for rows, columns in _columns(x, geometry):
             torch.bmm(outputs[rows], columns.transpose(1, 2), out=found[rows])
         return found.view(n, *weight.shape)
@@ -155,7 +155,7 @@ def pull_back_each(dy: Tensor, x: Tensor, own: OwnKernels, geometry: Geometry) -
         kernels = own.all()
         found = torch.bmm(kernels.flatten(2).transpose(1, 2), dy.flatten(2)).view(n, x.shape[1], *dy.shape[2:])
         return add_strided(torch.zeros_like(x), found, geometry) if geometry.strided else found
-    strided = STRIDED_GROUPED_INPUT_GRADIENT * dy[0, 0].numel() * size * PER_PRODUCT if geometry.strided else 0.0
+    strided = STRIDED_GROUPED_INPUT_GRADIENT * dy.shape[2:].numel() * size * PER_PRODUCT if geometry.strided else 0.0
     way = _way(x, size, GROUPED_PER_WEIGHT, strided)
     if way == "loop":
         return _stacked(
@@ -218,6 +218,6 @@ def _pieces(images: Tensor, numbers: int) -> list[slice]:
 
 def _columns(x: Tensor, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
     """Yield the patches written out, a bounded number of examples at a time."""
-    per_example = x[0].numel() * math.prod(geometry.kernel)
+    per_example = x.shape[1:].numel() * math.prod(geometry.kernel)
     for rows in _pieces(x, per_example):
         yield rows, written_patches(x[rows], geometry)

@@ -2,7 +2,7 @@
 
 With stride 1 the Gram matrix of k x k patches is a sum of shifted Gram matrices of single pixels, separable in the two
 axes; its adjoint is the same sum with the complementary padding. A stride s splits image and kernel into s x s phases, each
-of which has stride 1. Dilated patches are unfolded.
+of which has stride 1. Dilated patches are written out, and on a GPU strided ones.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def _padded(image: Tensor, geometry: Geometry, positions: tuple[int, int]) -> Te
 
 def patch_products(first: Tensor, second: Tensor, geometry: Geometry, positions: tuple[int, int]) -> Float[Tensor, "n T T"]:
     """Return <patch_t(first), patch_s(second)> for every example, for convolutions with `positions` output pixels."""
-    if geometry.dilated:
-        return torch.bmm(written_patches(first, geometry).transpose(1, 2), written_patches(second, geometry))
+    if writes_patches(first, geometry):
+        patches = written_patches(first, geometry)
+        return torch.bmm(patches.transpose(1, 2), patches if second is first else written_patches(second, geometry))
     count = positions[0] * positions[1]
     if not geometry.strided:
         return _shift_sum(_pixel_products(first, second), geometry.kernel, geometry.padding).reshape(-1, count, count)
@@ -126,7 +127,7 @@ def patch_adjoint(
     n, channels, height, width = image.shape
     if onto is not None and not (onto.is_contiguous() and not geometry.dilated and not geometry.strided):
         return onto.add_(patch_adjoint(image, mixing, geometry, positions))
-    if geometry.dilated:
+    if writes_patches(image, geometry):
         columns = torch.bmm(written_patches(image, geometry), mixing)
         return fold(columns, (height, width), geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
     mixing = mixing.view(n, *positions, *positions)
@@ -150,6 +151,11 @@ def patch_adjoint(
         phase.of(result, geometry, positions).add_(part)
     top, left = geometry.padding
     return result[..., top : top + height, left : left + width]
+
+
+def writes_patches(image: Tensor, geometry: Geometry) -> bool:
+    """Whether patches are formed: dilated ones, and on a GPU, where nine small operations cost more, strided ones."""
+    return geometry.dilated or (geometry.strided and image.device.type != "cpu")
 
 
 def _pixel_products(first: Tensor, second: Tensor) -> Tensor:
@@ -177,6 +183,8 @@ def _shift_sum(pixels: Tensor, kernel: tuple[int, ...], padding: tuple[int, ...]
     if above or left:
         pixels = pad(pixels, (left, left, above, above, left, left, above, above))
     rows, columns = pixels.shape[1] - high + 1, pixels.shape[2] - wide + 1
+    if pixels.device.type != "cpu":
+        return _shifts(pixels, kernel, (rows, columns)).sum((1, 2))  # one operation for the four below
     if high > 1:
         total = pixels[:, 0:rows, :, 0:rows] + pixels[:, 1 : 1 + rows, :, 1 : 1 + rows]
         for i in range(2, high):
@@ -188,3 +196,10 @@ def _shift_sum(pixels: Tensor, kernel: tuple[int, ...], padding: tuple[int, ...]
             total += pixels[:, :, j : j + columns, :, j : j + columns]
         pixels = total
     return pixels
+
+
+def _shifts(pixels: Tensor, kernel: tuple[int, ...], sides: tuple[int, int]) -> Tensor:
+    """View the pixel products (n, H, W, H, W) as (n, kh, kw, h, w, h, w): entry a, b is shifted by a rows and b columns."""
+    example, row, column, other_row, other_column = pixels.stride()
+    strides = (example, row + other_row, column + other_column, row, column, other_row, other_column)
+    return pixels.as_strided((len(pixels), *kernel, *sides, *sides), strides)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, take
-from noisesam.gradients.factors import Factor, PerExampleGradient
+from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import movable
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.recomputation import evaluate
 

@@ -25,7 +25,7 @@ from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.interception import UnsupportedParameterUse
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
-from noisesam.gradients.factors import PerExampleGradient
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.plain import kept_view, named_plain_gradients, next_number, whole_norm
 from noisesam.gradients.points import Point
 from noisesam.gradients.randomness import undisturbed

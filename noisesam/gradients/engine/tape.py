@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.factors import Dense, Factor, PerExampleGradient, combine
+from noisesam.gradients.factors import Dense, Factor, combine
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 
 
 class UnrepeatableForwardError(InputError):

@@ -27,7 +27,7 @@ from noisesam.gradients.engine.kernels import (
     strided_pixels,
 )
 from noisesam.gradients.engine.layout import require_examples_first
-from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products
+from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products, writes_patches
 from noisesam.gradients.engine.rules.linear import autocast_input, not_a_view, product_factors
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor, GramFactor, OuterProducts, Shared, known_form
@@ -110,10 +110,11 @@ class PatchProducts(GramFactor):
         return kernel_gradients(self.dy, self.x, self.weight.to(self.x.dtype), self.geometry)
 
     def bytes_kept(self) -> int:
-        """Return the memory of both images and of their Gram matrices while they are summed."""
-        positions = self.dy[0, 0].numel()
+        """Return the memory of both images, of their Gram matrices while they are summed and of patches that are formed."""
+        positions, examples = self.dy.shape[2:].numel(), self.dy.shape[0]
         images = self.x.numel() + self.dy.numel()
-        return (images + 4 * self.dy.shape[0] * positions**2) * self.dy.element_size()
+        patches = 2 * self.weight.shape[1:].numel() * positions if writes_patches(self.x, self.geometry) else 0
+        return (images + examples * (4 * positions**2 + patches)) * self.dy.element_size()
 
     def scaled(self, scale: Float[Tensor, " n"]) -> PatchProducts:
         """Return the products with the scale in the output gradient."""

@@ -107,7 +107,7 @@ def _layer_norm_each(
     x: Tensor, shape: tuple[int, ...], scale: Tensor | None, shift: Tensor | None, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise (n, T, *shape), scale and shift every example by its own (n, *shape); with the means and deviations."""
-    if x.device.type == "cpu" and scale is not None and shift is not None and x[0].numel() >= OWN_CALL:
+    if x.device.type == "cpu" and scale is not None and shift is not None and x.shape[1:].numel() >= OWN_CALL:
         own = [torch.native_layer_norm(*one, epsilon) for one in zip(x, [shape] * len(x), scale, shift, strict=True)]
         output, mean, rstd = (torch.stack(part) for part in zip(*own, strict=True))
         return output, mean, rstd
@@ -168,7 +168,7 @@ class _GroupNorm(Function):
     ) -> Tensor:
         x = x.contiguous()
         n, channels = x.shape[:2]
-        size = x[0, 0].numel()
+        size = x.shape[2:].numel()
         scale = _per_example(weight, weight_eps, n)
         shift = _per_example(bias, bias_eps, n)
         scale = (x.new_ones(n, channels) if scale is None else scale.to(x.dtype)).reshape(-1)
@@ -185,7 +185,7 @@ class _GroupNorm(Function):
         x, mean, rstd, scale = ctx.saved_tensors
         tape = ctx.tape
         n, channels = x.shape[:2]
-        size = x[0, 0].numel()
+        size = x.shape[2:].numel()
         row = (1, n * channels, size)
         wanted = [ctx.needs_input_grad[0], True, True]
         dx, dw, db = torch.ops.aten.native_group_norm_backward(
