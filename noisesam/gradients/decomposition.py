@@ -14,7 +14,7 @@ from noisesam.gradients.batch import Batch, ChunkSize, Inputs, check_chunk_size,
 from noisesam.gradients.engine.selection import engine_for
 from noisesam.gradients.factors import Dense, Factor, Shared
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
-from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
+from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm
 from noisesam.gradients.randomness import RandomState
 
@@ -66,7 +66,7 @@ def decompose(
     perturbation: Mapping[str, Tensor] | None = None,
     engine: str = "auto",
     chunk_size: ChunkSize = "auto",
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> GradientDecomposition:
     """Split the gradient of every example into logit scale and Jacobian.
 
@@ -83,7 +83,8 @@ def decompose(
         engine: "auto", "fast" or "reference"; all are exact.
         chunk_size: Examples per chunk, None for all at once, or "auto" for as many as fit into `memory_budget`; changes memory
             and speed, not the result beyond rounding.
-        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat: without one, two GiB on a CPU and
+            eight on an accelerator.
 
     Returns:
         One row per example; losses in nats.
@@ -125,7 +126,7 @@ def decompose_batch(
     *,
     engine: str = "auto",
     chunk_size: ChunkSize = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> GradientDecomposition:
     """Decompose a checked batch; each parameter may have its own radius."""
     given = None if perturbation is None else _check_perturbation(perturbation, trainable(model), batch.size)
@@ -180,7 +181,7 @@ def per_example_gradients(
     *,
     loss: str | PerExampleLoss = "cross_entropy",
     chunk_size: ChunkSize = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the gradient of every example's loss, materialised: row i is J_i(w)^T r_i(w) (no mean is taken).
 
@@ -193,7 +194,8 @@ def per_example_gradients(
         loss: A name or a callable (logits, targets) -> losses (n,).
         chunk_size: Examples per chunk, or "auto" for as many as fit into `memory_budget`; changes memory and speed, not the
             result beyond rounding.
-        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat: without one, two GiB on a CPU and
+            eight on an accelerator.
 
     Returns:
         (n, *shape) by parameter name; parameters that play no part are absent.

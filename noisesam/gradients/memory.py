@@ -16,8 +16,9 @@ from noisesam.gradients.engine.interception import UnsupportedParameterUse
 from noisesam.gradients.randomness import undisturbed
 from noisesam.gradients.recomputation import evaluate
 
-MEMORY_BUDGET = 2**31
-"""Bytes that chunk_size="auto" allows the per-example passes to add to the model: two GiB."""
+MEMORY_BUDGET, ACCELERATOR_MEMORY_BUDGET = 2**31, 2**33
+"""Bytes that chunk_size="auto" allows the per-example passes to add to the model: two GiB on a CPU, where parts cost little;
+eight on an accelerator, where every further part costs its launches again."""
 
 WORKING_SET = 2**25
 """Bytes of activations that chunk_size="auto" lets a pass keep on a CPU: 32 MiB. What is larger goes back to the system after
@@ -42,19 +43,21 @@ class ExampleBytes:
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, ExampleBytes]] = weakref.WeakKeyDictionary()
 
 
-def check_memory_budget(budget: int) -> int:
-    """Refuse a budget that is not a positive number of bytes."""
+def check_memory_budget(budget: int | None) -> int | None:
+    """Refuse a budget that is not a positive number of bytes; None is that of the model's device."""
+    if budget is None:
+        return None
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise InputError(f"memory_budget={budget!r}", expected="a positive number of bytes", remedy="For a gigabyte: 2**30.")
     return budget
 
 
-def chunk_for(model: nn.Module, inputs: Inputs, chunk_size: ChunkSize, budget: int = MEMORY_BUDGET) -> int | None:
+def chunk_for(model: nn.Module, inputs: Inputs, chunk_size: ChunkSize, budget: int | None = None) -> int | None:
     """Return the number of examples that a chunk size stands for, None for the whole batch."""
     return automatic_chunk(model, inputs, budget) if chunk_size == "auto" else chunk_size
 
 
-def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int = MEMORY_BUDGET) -> int:
+def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int | None = None) -> int:
     """Return how many examples are computed at once, at least one: as many as fit into the budget, and on a CPU few enough.
 
     An example is taken to need four times what autograd keeps of it in a pass and its gradient in the form in which the
@@ -67,7 +70,7 @@ def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int = MEMORY_BUDGE
     Args:
         model: The model, whose shapes decide; nothing is timed and no free memory is asked for.
         inputs: A batch; its first example is run alone once per model and shape.
-        budget: Bytes.
+        budget: Bytes; None is two GiB on a CPU and eight on an accelerator.
 
     Returns:
         A number of examples between 1 and the batch size.
@@ -81,6 +84,9 @@ def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int = MEMORY_BUDGE
     signature = tuple((tuple(v.shape), v.dtype, v.device.type) for v in values if isinstance(v, Tensor))
     if signature not in known:
         known[signature] = bytes_of_an_example(model, first)
+    if budget is None:
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        budget = MEMORY_BUDGET if on_cpu else ACCELERATOR_MEMORY_BUDGET
     fitting = max(1, min(examples, budget // max(known[signature].needed, 1)))
     return min(fitting, _small_enough(model, examples, known[signature].activations))
 

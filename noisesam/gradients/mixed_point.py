@@ -15,7 +15,7 @@ from noisesam.gradients.accumulation import add_part, joined
 from noisesam.gradients.batch import Batch, ChunkSize, Inputs, check_chunk_size, devices_of, trainable
 from noisesam.gradients.engine.selection import engine_for
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
-from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
+from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
@@ -47,7 +47,7 @@ def mixed_point_gradient(
     loss: str | PerExampleLoss = "cross_entropy",
     engine: str = "auto",
     chunk_size: ChunkSize = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> dict[str, Tensor]:
     """Return the mean over the batch of J_i(theta_J)^T r_i(theta_L).
 
@@ -65,7 +65,8 @@ def mixed_point_gradient(
         engine: "auto", "fast" or "reference"; all are exact.
         chunk_size: Examples per chunk, or "auto" for as many as fit into `memory_budget`; changes memory and speed, not the
             result beyond rounding.
-        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat: without one, two GiB on a CPU and
+            eight on an accelerator.
 
     Returns:
         The gradient by parameter name, of the parameters' shapes; parameters that play no part are absent.
@@ -121,7 +122,7 @@ def mixed_point_step(
     residual_perturbed: bool,
     engine: str = "auto",
     chunk_size: ChunkSize = None,
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
     scale: float = 1.0,
 ) -> MixedPointResult:
     """Compute the equation chunk by chunk; `scale` multiplies the gradient (loss scaling), never eps."""

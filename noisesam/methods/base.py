@@ -14,7 +14,7 @@ from noisesam.gradients.accumulation import add_part, joined
 from noisesam.gradients.batch import Batch, ChunkSize, Inputs, call_model, check_chunk_size, trainable
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.losses import PerExampleLoss, resolve
-from noisesam.gradients.memory import MEMORY_BUDGET, check_memory_budget, chunk_for
+from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.methods.checks import check_flag, check_number, saved_count
 from noisesam.methods.finiteness import NonFiniteLossError, is_finite, non_finite, scale_of, working
 from noisesam.methods.gradients_by_name import add_to_grad, dense_only, infinite, pull_back
@@ -59,7 +59,7 @@ class Method(ABC):
         *,
         loss: str | PerExampleLoss = "cross_entropy",
         chunk_size: ChunkSize = None,
-        memory_budget: int = MEMORY_BUDGET,
+        memory_budget: int | None = None,
         parameter_groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):

@@ -27,7 +27,8 @@ class PerExampleMethod(Method):
         engine: "auto", "fast" or "reference"; all are exact.
         loss: A name or a callable (logits, targets) -> losses (n,).
         chunk_size: Examples per chunk; "auto" takes as many as fit into `memory_budget`.
-        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat.
+        memory_budget: Bytes that "auto" may use; a stated number, so that bits repeat: without one, two GiB on a CPU and
+            eight on an accelerator.
         parameter_groups: [{"params": ..., "rho": ...}]: eps_g = rho_g g_g/||g|| with one global norm.
     """
 

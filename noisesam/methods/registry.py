@@ -49,7 +49,7 @@ _BUILT = {**_REGISTRY, **_CONTROLS}
 
 COMMON = {
     "chunk_size": "examples per chunk, auto (by memory_budget) or None for all; changes memory, not the result beyond rounding",
-    "memory_budget": "bytes that chunk_size=auto may use: a stated number, so that bits repeat",
+    "memory_budget": "bytes for chunk_size=auto, a stated number, so that bits repeat; None: 2 GiB on a CPU, 8 GiB elsewhere",
     "parameter_groups": "[{'params': ..., 'rho': ...}]: groups of parameters with their own rho",
 }
 

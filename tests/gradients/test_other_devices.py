@@ -16,6 +16,7 @@ from noisesam.bench import plain
 from noisesam.bench.case import Case
 from noisesam.bench.models import MODELS
 from noisesam.errors import InputError
+from noisesam.gradients import memory
 from noisesam.gradients.engine import engine_for
 
 # Another order of summation than on the CPU, over a few thousand products in float64.
@@ -131,3 +132,14 @@ def test_labels_are_looked_at_again_where_they_have_changed():
         there[0] = 7
         with pytest.raises(InputError, match="row"):
             step.backward(lend(inputs), there)
+
+
+def test_the_budget_of_an_accelerator_is_a_number_of_its_own_and_stated(monkeypatch):
+    model, inputs = nn.Linear(3, 2), torch.randn(50, 3)
+    needed = memory.bytes_of_an_example(model, inputs[:1]).needed
+    monkeypatch.setattr(memory, "MEMORY_BUDGET", 4 * needed)
+    monkeypatch.setattr(memory, "ACCELERATOR_MEMORY_BUDGET", 9 * needed)
+    assert memory.automatic_chunk(model, inputs) == 4
+    with on_stand_in(model):
+        assert memory.automatic_chunk(model, lend(inputs)) == 9
+        assert memory.automatic_chunk(model, lend(inputs), budget=6 * needed) == 6

@@ -247,7 +247,7 @@ TEXT = st.text(max_size=12)
 ABOVE_ZERO = {"beta", "gamma", "fraction", "s_min", "s_max", "temperature", "theta"}
 AT_MOST_ONE = {"beta", "gamma", "fraction", "s_min", "s_max", "theta", "drop_rate"}
 BELOW_ONE = {"ema_decay"}
-AT_LEAST_ONE = {"k", "lag", "update_freq", "num_samples", "examples_per_shard", "memory_budget"}
+AT_LEAST_ONE = {"k", "lag", "update_freq", "num_samples", "examples_per_shard"}
 CHOICES = {"auto", "fast", "reference", "element", "tensor", "fixed", "bernoulli", "after", "before", "zero", "gradient",
            "constant", "adaptive", "unstructured", "structured"}  # fmt: skip
 GROUPS = st.sampled_from(
@@ -263,6 +263,7 @@ WITHOUT_DEFAULT = {
     "hidden_layer": TEXT | st.sampled_from([3, 0.5, True, []]),
     "chunk_size": st.integers(max_value=0) | NOT_WHOLE | TEXT | st.sampled_from([True, [], {}, 4.0, torch.ones(2)]),
     "parameter_groups": GROUPS,
+    "memory_budget": st.integers(max_value=0) | NOT_WHOLE | TEXT | st.sampled_from([True, [], 4.0]),
     "examples_per_shard": st.integers(max_value=0) | NOT_WHOLE | TEXT | st.sampled_from([True, [], 4.0]),
 }
 
