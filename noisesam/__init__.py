@@ -51,9 +51,11 @@ _ATTRIBUTES = {
     "open_run": "runs",
     "open_runs": "runs",
     "NoisesamError": "errors",
+    "keep_freed_memory": "allocation",
 }
 
 if TYPE_CHECKING:
+    from noisesam.allocation import keep_freed_memory as keep_freed_memory
     from noisesam.errors import NoisesamError as NoisesamError
     from noisesam.gradients import GradientDecomposition as GradientDecomposition
     from noisesam.gradients import decompose as decompose

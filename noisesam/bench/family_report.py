@@ -121,7 +121,7 @@ def command_of(document: Document) -> str:
         words += ["--contenders", ",".join(one["member"] for one in document["members"])]
     words += ["--threads", ",".join(map(str, options["threads"])), "--rounds", str(options["rounds"])]
     words += ["--device", options["device"]] if options["device"] != "cpu" else []
-    words += ["--keep-memory"] if options.get("keeps_freed_memory") else []
+    words += [] if options.get("keeps_freed_memory") else ["--no-keep-memory"]
     words += ["--quick"] if document["quick"] else []
     return " ".join([*words, "--out benchmarks"])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from noisesam.cli.allocation import keep_freed_memory
+from noisesam.allocation import keep_freed_memory
 from noisesam.cli.console import out, print_json, print_table, progress_bar, say, say_path
 from noisesam.errors import InputError
 
@@ -54,8 +54,8 @@ def bench(
         bool, typer.Option(help="Measure peaks of memory, each in a process of its own; never with --family.")
     ] = True,
     keep_memory: Annotated[
-        bool, typer.Option("--keep-memory", help="Let the process keep freed memory, as noisesam train does.")
-    ] = False,
+        bool, typer.Option(help="Let the process keep freed memory, as noisesam train and noisesam.fit do.")
+    ] = True,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny models, to try the bench itself.")] = False,
     folder: Annotated[
         Path | None,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from noisesam.cli.allocation import keep_freed_memory
 from noisesam.cli.console import out, print_json, print_table, progress_bar, records, say, say_path, warn, warnings_in_words
 from noisesam.cli.toml_text import to_toml
 from noisesam.errors import ConfigurationError
@@ -97,7 +96,6 @@ def fit_with_progress(config: Config, target: Path, data_root: Path | None, *, r
         def show(step: int, total: int, _: str) -> None:
             bar.update(task, completed=step, total=total)
 
-        keep_freed_memory()
         return fit(config, target, data_root=data_root, progress=show, resume=resume)
 
 

@@ -62,7 +62,7 @@ def _start(reports: Any) -> None:
     """In a worker, before its first run."""
     import signal
 
-    from noisesam.cli.allocation import keep_freed_memory  # the workers' memory is theirs alone, as the command line's is
+    from noisesam.allocation import keep_freed_memory
 
     report_to(reports)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends the workers

@@ -20,12 +20,6 @@ MEMORY_BUDGET, ACCELERATOR_MEMORY_BUDGET = 2**31, 2**33
 """Bytes that chunk_size="auto" allows the per-example passes to add to the model: two GiB on a CPU, where parts cost little;
 eight on an accelerator, where every further part costs its launches again."""
 
-WORKING_SET = 2**25
-"""Bytes of activations that chunk_size="auto" lets a pass keep on a CPU: 32 MiB. What is larger goes back to the system after
-every step and is mapped and zeroed anew, page by page."""
-FEWEST = 24
-"""Examples below which a part is not made smaller for that: every part has a price of its own."""
-
 
 @dataclass(frozen=True)
 class ExampleBytes:
@@ -58,14 +52,10 @@ def chunk_for(model: nn.Module, inputs: Inputs, chunk_size: ChunkSize, budget: i
 
 
 def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int | None = None) -> int:
-    """Return how many examples are computed at once, at least one: as many as fit into the budget, and on a CPU few enough.
+    """Return how many examples are computed at once, at least one and as many as fit into the budget.
 
     An example is taken to need four times what autograd keeps of it in a pass and its gradient in the form in which the
     engine keeps it: both passes and their temporaries. Without a rule for some layer the gradient is two copies of the weights.
-
-    On a CPU a batch whose activations take more than `WORKING_SET` is cut into equal parts of at most that size: their memory
-    is used again by the next part. Not below `FEWEST` examples, and not where the weights, which every part reads and
-    writes anew, take more than an eighth of a part's activations.
 
     Args:
         model: The model, whose shapes decide; nothing is timed and no free memory is asked for.
@@ -87,21 +77,7 @@ def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int | None = None)
     if budget is None:
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         budget = MEMORY_BUDGET if on_cpu else ACCELERATOR_MEMORY_BUDGET
-    fitting = max(1, min(examples, budget // max(known[signature].needed, 1)))
-    return min(fitting, _small_enough(model, examples, known[signature].activations))
-
-
-def _small_enough(model: nn.Module, examples: int, activations: int) -> int:
-    """Return the size of the equal parts into which a batch is cut on a CPU."""
-    if examples * activations <= WORKING_SET:
-        return examples
-    own = trainable(model).values()
-    if any(parameter.device.type != "cpu" for parameter in own):
-        return examples
-    parts = min(-(-examples * activations // WORKING_SET), max(1, examples // FEWEST))
-    size = -(-examples // parts)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in own)
-    return examples if 8 * weights > size * activations else size
+    return max(1, min(examples, budget // max(known[signature].needed, 1)))
 
 
 def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from noisesam.allocation import keep_freed_memory
 from noisesam.data.loading import own_path
 from noisesam.errors import NoisesamError, RunError
 from noisesam.runs import Run, RunWriter, open_run, portable_configuration, setting_hash
@@ -40,6 +41,7 @@ def fit(
 
     `training.augmentation` and `training.precision` are of the training steps alone: evaluation and tracking see plain images
     in `training.dtype`. The exception are the gradient norms that come with the steps (`visited_gradient_norm`).
+    From then on the process keeps the memory that it frees, see `noisesam.keep_freed_memory`.
 
     Args:
         config: a `Config`, a nested mapping, or the path of a TOML file.
@@ -69,6 +71,7 @@ def fit(
     """
     checked = load_config(config)
     validate(checked)
+    keep_freed_memory()
     plain, data_file = config_to_dict(checked), own_path(checked.data.name)
     path = Path(directory) if directory is not None else default_directory(checked)
     if (path / "manifest.json").exists():

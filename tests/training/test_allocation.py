@@ -1,4 +1,4 @@
-"""The command line's processes keep freed memory, unless the caller has settings of their own."""
+"""Processes that train keep freed memory, unless the caller has settings of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from noisesam.cli.allocation import keep_freed_memory
+from noisesam.allocation import keep_freed_memory
 
 
 def test_a_callers_own_settings_are_left_alone(monkeypatch):

@@ -17,8 +17,9 @@ def keep_freed_memory() -> bool:
 
     A training step allocates and frees the same tensors of a few megabytes over and over. By default each round goes
     through the system, which clears every page: a convolution over 64 images of 16x32x32 then takes up to four times as
-    long. Nothing that is computed changes. Called by the command line for its own processes, never by the library on
-    import; a caller's own MALLOC_... settings are left alone.
+    long. Nothing that is computed changes; the process stays as large as it ever was. The command line and `noisesam.fit`
+    call it, and a training loop of your own should, once, before its first step. The library does not on import; a caller's
+    own MALLOC_... settings are left alone.
 
     Returns:
         Whether it was set: only glibc on Linux knows these settings.
