@@ -13,6 +13,10 @@ import torch
 
 torch.set_num_threads(1)
 
+# A stand-in device, once registered, is torch's accelerator for the whole process: tests/test_other_devices.py runs these files
+# in processes of their own. Named on the command line they run as they are.
+collect_ignore_glob = ["*/test_on_another_device.py"]
+
 hypothesis.settings.register_profile("noisesam", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("noisesam")
 

@@ -11,6 +11,7 @@ from jaxtyping import Int, Integer, Shaped
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.losses import inherit_label_range, label_range
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
@@ -115,8 +116,10 @@ class Batch:
 
     def take(self, rows: slice | Tensor) -> Batch:
         """Return the examples at these rows."""
-        index = None if self.index is None else self.index[rows]
+        # An index may be on the CPU while the rows were chosen on an accelerator.
+        index = None if self.index is None else self.index[rows.to(self.index.device) if isinstance(rows, Tensor) else rows]
         targets = self.targets[rows]
+        inherit_label_range(targets, self.targets)
         return Batch(take(self.inputs, rows), targets, index, targets.shape[0])
 
     def chunks(self, size: int | None) -> Iterator[tuple[slice, Batch]]:
@@ -124,6 +127,8 @@ class Batch:
         if size is None or size >= self.size:
             yield slice(0, self.size), self
             return
+        if self.targets.device.type != "cpu" and self.targets.dtype in (torch.int64, torch.int32):
+            label_range(self.targets)  # once for all parts
         for start in range(0, self.size, size):
             rows = slice(start, min(start + size, self.size))
             yield rows, self.take(rows)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory_order import order_of
+from noisesam.gradients.norms import row_norms
 
 
 class Factor(ABC):
@@ -75,7 +76,7 @@ class Dense(Factor):
         # In memory order, whatever order the axes are in: a norm does not mind, and nothing is written out anew.
         order = sorted(range(1, tensor.dim()), key=lambda axis: -tensor.stride(axis))
         rows = tensor.permute(0, *order).reshape(tensor.shape[0], -1)  # a scalar parameter has no further axis
-        squares = torch.linalg.vector_norm(rows, dim=1).square()
+        squares = row_norms(rows).square()
         return squares if self._scale is None else squares * self._scale.square()
 
     def dense(self) -> Tensor:

@@ -15,8 +15,8 @@ from noisesam.errors import InputError
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
-_CHECKED: Any = WeakTensorKeyDictionary()
-"""Labels that are known to be in range, with the classes and the version: on a GPU every look at them waits for the device."""
+_RANGES: Any = WeakTensorKeyDictionary()
+"""Labels on an accelerator, with their version and range."""
 
 
 def accurate(logits: Tensor) -> Tensor:
@@ -263,11 +263,10 @@ def check_labels(targets: Tensor, examples: int, classes: int) -> None:
             expected="integer class labels, int64 or int32",
             remedy="Convert them with targets.long().",
         )
-    # On a CPU a look costs little, and labels may be changed by way of numpy, of which no version tells.
-    remembered = targets.device.type != "cpu" and not targets.is_inference()
-    if not examples or (remembered and _CHECKED.get(targets) == (classes, targets._version)):
+    if not examples:
         return
-    if bool(((targets < 0) | (targets >= classes)).any()):
+    lowest, highest = label_range(targets)
+    if lowest < 0 or highest >= classes:
         wrong = ((targets < 0) | (targets >= classes)).nonzero().flatten()
         rows = ", ".join(str(int(row)) for row in wrong[:5])
         raise InputError(
@@ -275,8 +274,31 @@ def check_labels(targets: Tensor, examples: int, classes: int) -> None:
             expected=f"labels from 0 to {classes - 1}",
             remedy="Check the number of classes of the model against the data.",
         )
-    if remembered:
-        _CHECKED[targets] = (classes, targets._version)
+
+
+def label_range(targets: Tensor) -> tuple[int, int]:
+    """Return the lowest and the highest label; on an accelerator, where a look waits for the device, it is remembered.
+
+    On a CPU a look costs little, and numpy may write past the version that tells of changes. Elsewhere `.data` may, unseen.
+    """
+    remembered = _RANGES.get(targets) if _remembers(targets) else None
+    if remembered is not None and remembered[0] == targets._version:
+        return remembered[1]
+    lowest, highest = torch.stack(torch.aminmax(targets)).cpu().tolist()
+    if _remembers(targets):
+        _RANGES[targets] = (targets._version, (lowest, highest))
+    return lowest, highest
+
+
+def inherit_label_range(part: Tensor, whole: Tensor) -> None:
+    """Let some of the labels of a batch pass for in the range of all, where that is known."""
+    remembered = _RANGES.get(whole) if _remembers(whole) and _remembers(part) else None
+    if remembered is not None and remembered[0] == whole._version:
+        _RANGES[part] = (part._version, remembered[1])
+
+
+def _remembers(targets: Tensor) -> bool:
+    return targets.device.type != "cpu" and not targets.is_inference()
 
 
 def _wrong_count(targets: Tensor, examples: int) -> InputError:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from noisesam.gradients.factors import Dense, Factor
 from noisesam.gradients.losses import accurate
+from noisesam.gradients.norms import row_norms
 
 SMALLEST_SQUARE, LARGEST_SQUARE = 1e-24, 1e36
 """Squared norms between which float32, whose numbers end at 1e-38 and 3e38, adds squares without losing any that matter."""
@@ -47,7 +48,9 @@ class PerExampleGradient:
             kept &= total > LEFT_AFTER_CANCELLING * _sum_in_double(spreads)
         if not bool(kept.all()):
             total = torch.stack([factor.in_double().squared_norm() for factor in self.factors.values()]).sum(0)
-        return total.sqrt().to(squares[0].dtype)
+        # In the first parameter's precision, whether that is gathered or not: which are is a matter of the batch size.
+        kind = squares[-1 if next(iter(self.factors)) in gathered.places else 0].dtype
+        return total.sqrt().to(kind)
 
     def perturbation(self, radii: Mapping[str, float], norm: Float[Tensor, " n"]) -> dict[str, Factor]:
         """Return eps_i = rho g_i / ||g_i||, each parameter with its own radius; a zero gradient is not perturbed."""
@@ -97,7 +100,7 @@ class _Gathered:
 
     def squared_norms(self) -> list[Float[Tensor, " n"]]:
         """Return the squared norm over all of them, as a list that is empty without any."""
-        return [] if self.matrix is None else [torch.linalg.vector_norm(accurate(self.matrix), dim=1).square()]
+        return [] if self.matrix is None else [row_norms(accurate(self.matrix)).square()]
 
     def scaled(self, scale: Float[Tensor, " n"]) -> dict[str, Factor]:
         """Return c_i G_i of each parameter: views of one product."""

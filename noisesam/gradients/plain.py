@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import sparse_gradient
+from noisesam.gradients.norms import norm_of
 from noisesam.gradients.per_example_gradient import LARGEST_SQUARE, SMALLEST_SQUARE
 
 _VIEWS = (
@@ -36,12 +37,12 @@ def named_plain_gradients(
 
 def whole_norm(values: Tensor) -> Tensor:
     """Return the norm of all entries in float64, also where their squares are beyond their type; a copy is made only there."""
-    norm = torch.linalg.vector_norm(values).double()
+    norm = norm_of(values).double()
     if SMALLEST_SQUARE < float(norm) ** 2 < LARGEST_SQUARE:
         return norm
     largest = torch.linalg.vector_norm(values, ord=torch.inf)
     scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    return torch.linalg.vector_norm(values / scale).double() * scale.double()
+    return norm_of(values / scale).double() * scale.double()
 
 
 def next_number() -> int:

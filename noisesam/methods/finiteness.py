@@ -46,7 +46,7 @@ def is_finite(outcome: Outcome, *, gradient_too: bool) -> bool:
     device = outcome.losses.device
     numbers = [_evaluated_losses(outcome), *outcome.further_losses, *outcome.further_numbers]
     finite = torch.cat([values.detach().reshape(-1).to(device) for values in numbers]).isfinite().all()
-    if gradient_too:
+    if gradient_too and outcome.gradient:
         finite &= torch.stack([values.isfinite().all().to(device) for values in outcome.gradient.values()]).all()
     return bool(finite)
 

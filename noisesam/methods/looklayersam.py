@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.losses import accurate
+from noisesam.gradients.norms import norm_of
 from noisesam.methods.checks import check_flag
 from noisesam.methods.looksam import LookSAM
 from noisesam.methods.result import StepCall
@@ -56,6 +56,6 @@ class LookLayerSAM(LookSAM):
         radii = self.radii(parameters)
         eps: dict[str, Tensor] = {}
         for name, value in clean.items():
-            size = float(torch.linalg.vector_norm(accurate(parameters[name].detach())))
+            size = float(norm_of(accurate(parameters[name].detach())))
             eps |= ascent({name: value}, {name: size if self.renormalize else size * radii[name]})
         return Planned(ascent(eps, radii) if self.renormalize else eps)

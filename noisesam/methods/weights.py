@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.losses import accurate
+from noisesam.gradients.norms import norm_of
 
 
 def global_norm(gradient: Mapping[str, Tensor]) -> Tensor:
     """Return the l2 norm over all tensors, accumulated in at least float32."""
     if not gradient:
         return torch.zeros(())
-    norms = [torch.linalg.vector_norm(accurate(value)) for value in gradient.values()]
+    norms = [norm_of(accurate(value)) for value in gradient.values()]
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 

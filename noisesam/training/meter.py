@@ -30,7 +30,8 @@ class StepMeter:
     def add(self, result: StepResult, batch_size: int, seconds: float, noisy: Tensor | None = None) -> None:
         """Count one step; `noisy` marks the wrong labels of its examples, None where the true ones are unknown."""
         if result.gradient_norms is not None:
-            columns = [result.gradient_norms.double(), *([] if noisy is None else [noisy.double()])]
+            norms = result.gradient_norms.double()
+            columns = [norms] if noisy is None else [norms, noisy.to(norms)]
             norms, *marks = torch.stack(columns).cpu()  # together: on an accelerator every look waits for the device
             groups = {"all": torch.ones_like(norms, dtype=torch.bool)}
             for mark in marks:

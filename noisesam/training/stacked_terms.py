@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from noisesam.gradients.losses import Loss, stable_norm
+from noisesam.gradients.norms import row_norms
 from noisesam.training.stacked_methods import OWN, PLAIN, Rule
 
 PerExample = Float[Tensor, "groups members n units"]
@@ -80,7 +81,7 @@ class Weights:
 
     def norm(self) -> Float[Tensor, "groups members"]:
         """Return the l2 norm over all parameters of every member."""
-        parts = [torch.linalg.vector_norm(tensor.flatten(2), dim=2) for tensor in self.tensors()]
+        parts = [row_norms(tensor.flatten(2).flatten(0, 1)).view(tensor.shape[:2]) for tensor in self.tensors()]
         return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 

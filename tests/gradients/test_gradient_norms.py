@@ -12,7 +12,9 @@ from noisesam.gradients import mixed_point_gradient, per_example_gradient
 from noisesam.gradients.engine import engine_for
 from noisesam.gradients.factors import Dense, OuterProducts
 from noisesam.gradients.per_example_gradient import PerExampleGradient
+from noisesam.gradients.plain import whole_norm
 from noisesam.methods import make
+from noisesam.methods.weights import global_norm
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -107,3 +109,27 @@ def test_a_norm_whose_terms_cancel_is_summed_in_double(images: bool, monkeypatch
     # The forward pass itself rounds sums of 64 inputs of 100 to 6e-8 of their size, which the normalisation divides by 1.
     torch.testing.assert_close(kept, exact, rtol=1e-4, atol=0)
     assert ((lost - exact) / exact).abs().max() > 2e-4
+
+
+@pytest.mark.parametrize("sizes", [(3_000_000,), (2**15,) * 100, (9000, 5000)])
+def test_norms_over_many_numbers_keep_their_digits_in_float32(sizes):
+    tensors = {str(place): torch.randn(1, size, dtype=torch.float32) + 1 for place, size in enumerate(sizes)}
+    found = PerExampleGradient({name: Dense(tensor) for name, tensor in tensors.items()}, 1).norm()
+    wanted = torch.stack([tensor.double().square().sum() for tensor in tensors.values()]).sum().sqrt()
+    # Norms of blocks, rounded in float32 each; added up one after the other they would be 5e-5 off.
+    assert abs(float(found) / float(wanted) - 1) <= 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 2000])
+def test_the_precision_of_norms_is_the_first_parameters_whatever_the_batch_size(n):
+    rows = torch.randn(n, 100, dtype=torch.float32)
+    for first, second in ((rows, rows.double()), (rows.double(), rows)):
+        mixed = PerExampleGradient({"a": Dense(first), "b": Dense(second), "c": Dense(first)}, n)
+        assert mixed.norm().dtype == first.dtype
+
+
+def test_the_length_that_a_batch_perturbation_is_divided_by_keeps_its_digits_in_float32():
+    gradient = {"large": torch.randn(1500, 2000, dtype=torch.float32).t() + 1, "small": torch.ones(3, dtype=torch.float32)}
+    wanted = torch.stack([value.double().square().sum() for value in gradient.values()]).sum().sqrt()
+    assert abs(float(global_norm(gradient)) / float(wanted) - 1) <= 1e-6  # 5e-5 added up one after the other
+    assert abs(float(whole_norm(gradient["large"])) / float(gradient["large"].double().norm()) - 1) <= 1e-6

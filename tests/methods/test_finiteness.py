@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import noisesam
+from noisesam.errors import InputError
 
 
 class Steep(nn.Module):
@@ -46,3 +47,18 @@ def test_1_sam_forms_that_length_in_float64_and_goes_on():
     model = Steep()
     step("1-sam", {}, model)
     assert bool(model.map.weight.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "1-sam"])
+def test_with_a_scaler_a_model_without_a_part_in_its_output_is_refused_in_words(name):
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused = nn.Parameter(torch.ones(2))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs * 1.0
+
+    method = noisesam.methods.make(name, Constant())
+    with pytest.raises(InputError, match="takes part"):
+        method.backward(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), scaler=torch.amp.GradScaler("cpu"))

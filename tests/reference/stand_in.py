@@ -3,6 +3,8 @@
 Its tensors name another device, and an operation that mixes them with tensors of the CPU fails, as on a GPU. So code takes
 the ways that it takes there, with numbers to compare, and what it asks of the device can be counted: operations, each of
 which is a launch, and waits, at which the host stands still until the device has computed all that it was asked before.
+
+Importing this registers the device for the whole process.
 """
 
 from __future__ import annotations
@@ -32,9 +34,13 @@ class _Backend(_DummyBackendModule):
 _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
 DEVICE = torch.device(NAME, 0)
 
-# Indices and copies may come from the CPU, and so may what has no axis.
-_MAY_MIX = {"aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put_", "aten::_index_put_impl_"}
-_WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
+# Copies may, and so may what has no axis; a tensor of the device takes indices of the CPU, one of the CPU none of the device.
+_COPIES = {"aten::_to_copy", "aten::copy_"}
+_INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+_WAITS = {
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2", "aten::bincount",
+    "aten::repeat_interleave",
+}  # fmt: skip
 _LAUNCH_NOTHING = {
     f"aten::{name}" for name in (
         "view", "_unsafe_view", "t", "transpose", "unsqueeze", "squeeze", "expand", "slice", "select", "detach", "alias",
@@ -96,19 +102,21 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any], counts: Counter[str] 
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     lent = [tensor for tensor in tensors if isinstance(tensor, StandIn)]
     others = [tensor for tensor in tensors if not isinstance(tensor, StandIn)]
-    if lent and name not in _MAY_MIX and any(tensor.dim() for tensor in others):
+    must_match = [] if name in _COPIES else others
+    if name in _INDEXED and isinstance(args[0], StandIn):
+        must_match = [value for value in args[2:] if isinstance(value, Tensor) and not isinstance(value, StandIn)]
+    if lent and any(tensor.dim() for tensor in must_match):
         shapes = [(tensor.device.type, tuple(tensor.shape)) for tensor in tensors]
         raise RuntimeError(f"{name}: Expected all tensors to be on the same device, but found {shapes}")
     asked_for = kwargs.get("device")
     on_device = torch.device(asked_for).type == NAME if asked_for is not None else bool(lent)
     if name == "aten::copy_":
         on_device = isinstance(args[0], StandIn)
-    if counts is not None and lent:
-        moved = name in ("aten::_to_copy", "aten::copy_") and (not on_device or bool(others))
-        by_mask = name in ("aten::index", "aten::index_put_") and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        counts["waits"] += name in _WAITS or moved or by_mask
+    if counts is not None and (lent or on_device):
+        moved = name in _COPIES and ((bool(lent) and not on_device) or any(tensor.dim() for tensor in others))
+        indices = [index for index in args[1] if index is not None] if name in _INDEXED else []
+        asked = any(index.dtype == torch.bool or not isinstance(index, StandIn) for index in indices)
+        counts["waits"] += (name in _WAITS and bool(lent)) or moved or asked
         counts["operations"] += name not in _LAUNCH_NOTHING
     known = {id(tensor.within if isinstance(tensor, StandIn) else tensor): tensor for tensor in tensors}
     found = func(*tree_map(_within, args), **tree_map(_within, kwargs))

@@ -87,8 +87,15 @@ def test_convolutions_in_the_ways_of_a_gpu_are_exact(double, kind, side):
 
 
 def test_a_tensor_left_on_the_cpu_is_found_out():
-    with on_stand_in(nn.Linear(1, 1)), pytest.raises(RuntimeError, match="same device"):
-        lend(torch.ones(2)) + torch.ones(2)
+    there, here, places = lend(torch.ones(2)), torch.ones(2), torch.tensor([1, 0])
+    with on_stand_in(nn.Linear(1, 1)):
+        with pytest.raises(RuntimeError, match="same device"):
+            there + here
+        with pytest.raises(RuntimeError, match="same device"):
+            here[lend(places)]
+        with pytest.raises(RuntimeError, match="same device"):
+            there[places] = here
+        assert torch.equal(hand_back(there[places]), here)
 
 
 # SAM asks at its end whether all was finite; the others also ask whether the norms that they divide by have their digits.
@@ -101,6 +108,18 @@ def test_a_step_waits_for_the_device_no_more_often_than_it_has_questions(name, m
         step = noisesam.methods.make(method, model)
         inputs, targets = lend(inputs), lend(targets)
         step.backward(inputs, targets)  # proofs and checks of what is new
+        mode.counts.clear()
+        step.backward(inputs, targets)
+    assert mode.counts["waits"] == waits
+
+
+@pytest.mark.parametrize(("method", "waits"), [("sgd", 1), ("sam", 1), ("1-sam", 3)])
+def test_in_parts_only_the_norms_are_asked_about_part_by_part(method, waits):
+    model, inputs, targets = MODELS["mlp"].build(True), *MODELS["mlp"].inputs(4, quick=True)
+    with on_stand_in(model) as mode:
+        step = noisesam.methods.make(method, model, chunk_size=2)
+        inputs, targets = lend(inputs), lend(targets)
+        step.backward(inputs, targets)
         mode.counts.clear()
         step.backward(inputs, targets)
     assert mode.counts["waits"] == waits
