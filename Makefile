@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 .PHONY: help demo test bench notebooks lint format clean
 
 help:
-	@echo "make demo    train, track, analyse and draw on real images with wrong labels (two minutes)"
+	@echo "make demo    train, track, analyse and draw on real images with wrong labels (a few minutes)"
 	@echo "make test    the whole test suite"
 	@echo "make bench   time every method against a loop, vmap and Opacus; writes benchmarks/"
 	@echo "make notebooks   run the notebooks and store what they show"
