@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from reference.loop import example_terms, mean_term, relative_error
+from reference.method_settings import OPTIONS
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
@@ -26,15 +27,6 @@ from noisesam.testing.problem import (
     with_fixed_weights,
 )
 
-OPTIONS = {
-    "m-sam": {"examples_per_shard": 4},
-    "looksam": {"k": 3},
-    "looklayersam": {"k": 3},
-    "saf": {"start_epoch": 0, "lag": 1},
-    "mesa": {"start_epoch": 0, "ema_decay": 0.9},
-    "ssam-f": {"num_samples": 12},
-    "ssam-d": {"epochs": 10},
-}
 PER_EXAMPLE = ("1-sam", "l-sam", "j-sam")
 UNPERTURBED = ("sgd", "reg-sgd", "saf", "mesa")
 TWO_PASSES = tuple(name for name in names() if name not in (*PER_EXAMPLE, *UNPERTURBED, "m-sam", "random-sam"))
