@@ -11,7 +11,7 @@ from jaxtyping import Int, Integer, Shaped
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.losses import inherit_label_range, label_range
+from noisesam.gradients.losses import inherit_label_range, remember_label_range
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
@@ -127,8 +127,7 @@ class Batch:
         if size is None or size >= self.size:
             yield slice(0, self.size), self
             return
-        if self.targets.device.type != "cpu" and self.targets.dtype in (torch.int64, torch.int32):
-            label_range(self.targets)  # once for all parts
+        remember_label_range(self.targets)  # once for all parts
         for start in range(0, self.size, size):
             rows = slice(start, min(start + size, self.size))
             yield rows, self.take(rows)

@@ -15,6 +15,9 @@ from noisesam.errors import InputError
 
 PerExampleLoss = Callable[[Tensor, Tensor], Tensor]
 
+LABEL_TYPES = (torch.int64, torch.int32)
+"""What torch takes as positions."""
+
 _RANGES: Any = WeakTensorKeyDictionary()
 """Labels on an accelerator, with their version and range."""
 
@@ -257,7 +260,7 @@ def check_labels(targets: Tensor, examples: int, classes: int) -> None:
     """Refuse labels that are not integers of shape (examples,) in 0..classes-1."""
     if targets.shape != (examples,):
         raise _wrong_count(targets, examples)
-    if targets.dtype not in (torch.int64, torch.int32):  # what torch takes as positions
+    if targets.dtype not in LABEL_TYPES:
         raise InputError(
             f"Labels of dtype {targets.dtype}",
             expected="integer class labels, int64 or int32",
@@ -288,6 +291,12 @@ def label_range(targets: Tensor) -> tuple[int, int]:
     if _remembers(targets):
         _RANGES[targets] = (targets._version, (lowest, highest))
     return lowest, highest
+
+
+def remember_label_range(targets: Tensor) -> None:
+    """Look at the labels of a batch before it is cut into parts, where every look waits for the device."""
+    if _remembers(targets) and targets.dtype in LABEL_TYPES and targets.numel():
+        label_range(targets)
 
 
 def inherit_label_range(part: Tensor, whole: Tensor) -> None:
