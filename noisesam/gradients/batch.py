@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,20 +12,28 @@ from jaxtyping import Int, Integer, Shaped
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.frozen_batch_norm import written_out
 from noisesam.gradients.losses import inherit_label_range, remember_label_range
 
 Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
-def call_model(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return model(inputs), model(*inputs) or model(**inputs), checked to be one tensor with the examples first."""
+def call_model(model: nn.Module, inputs: Inputs, under: AbstractContextManager[Any] | None = None) -> Tensor:
+    """Return model(inputs), model(*inputs) or model(**inputs), checked to be one tensor with the examples first.
+
+    Args:
+        model: The model.
+        inputs: The examples.
+        under: What is active while the model runs, beside what is right for every pass.
+    """
     try:
-        if isinstance(inputs, Tensor):
-            output = model(inputs)
-        elif isinstance(inputs, dict):
-            output = model(**inputs)
-        else:
-            output = model(*inputs)
+        with written_out(model), under or nullcontext():
+            if isinstance(inputs, Tensor):
+                output = model(inputs)
+            elif isinstance(inputs, dict):
+                output = model(**inputs)
+            else:
+                output = model(*inputs)
     except (RuntimeError, TypeError, ValueError) as error:
         integers = sorted({str(t.dtype) for t in _tensors(inputs) if not (t.is_floating_point() or t.is_complex())})
         if integers and ("must have the same dtype" in str(error) or "Input type" in str(error)):

@@ -102,11 +102,11 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
 
 
 def _bytes_of_factors(engine: FastEngine, first: Inputs, output: Tensor) -> int | None:
-    """Return what the fast engine keeps of a gradient, None where it cannot compute it."""
+    """Return what the fast engine keeps of a gradient and the largest that it sums up, None where it cannot compute it."""
     try:
         point = engine.at(first)
         factors = point.per_example_gradient(torch.ones_like(output), keep=True).factors.values()
-        return sum(factor.bytes_kept() for factor in factors)
+        return sum(factor.bytes_kept() for factor in factors) + point.tape.temporary_bytes
     except (InputError, torch.OutOfMemoryError):
         raise
     except (UnsupportedParameterUse, RuntimeError, TypeError, ValueError, IndexError):

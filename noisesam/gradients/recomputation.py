@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -30,10 +30,16 @@ _top_hooks: Callable[[bool], Any] = getattr(
 )
 
 
-def evaluate(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return the model's output, from a forward pass that keeps all that its reverse pass needs."""
+def evaluate(model: nn.Module, inputs: Inputs, under: AbstractContextManager[Any] | None = None) -> Tensor:
+    """Return the model's output, from a forward pass that keeps all that its reverse pass needs.
+
+    Args:
+        model: The model.
+        inputs: The examples.
+        under: What is active while the model runs, beside what is right for every pass.
+    """
     with _nothing_recomputed():
-        return call_model(model, inputs)
+        return call_model(model, inputs, under)
 
 
 _lock = threading.Lock()

@@ -492,14 +492,14 @@ def test_a_model_without_a_rule_falls_back_and_forcing_the_fast_engine_says_why(
             self.weight, self.head = nn.Parameter(torch.randn(6, 5)), nn.Linear(5, 4)
 
         def forward(self, x):
-            return self.head(torch.einsum("nd,dp->np", x, self.weight))
+            return self.head(torch.einsum("...d,dp->...p", x, self.weight))
 
     model = Scored().double()
     x, _ = batch_for((6,), 5)
     with pytest.warns(UserWarning, match="Scored runs on the exact reference engine"):
         assert engine_for(model, x).name == "reference"
     assert engine_for(model, x).name == "reference"  # said once: a second warning would raise
-    with pytest.raises(InputError, match=r"'einsum' uses the parameter 'weight'.*engine='auto'"):
+    with pytest.raises(InputError, match=r"'einsum' contracts a parameter by '...d,dp->...p'.*engine='auto'"):
         engine_for(model, x, "fast")
 
 

@@ -6,13 +6,12 @@ The cases marked Opacus and BackPACK take the shapes and options of those projec
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference.loop import PLACES, cross_entropy, example_terms, mean_term, norm, relative_error
+from reference.exactness import TOLERANCE, check
+from reference.loop import cross_entropy, example_terms, mean_term, relative_error
 from torch import Tensor, nn
 from torch.nn.functional import unfold
 
@@ -20,9 +19,7 @@ import noisesam
 from noisesam.gradients import mixed_point_gradient
 from noisesam.gradients.engine import engine_for
 from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products
-
-# Rounding of float64 over sums of a few thousand products; the loop itself rounds as much.
-TOLERANCE = 1e-12
+from noisesam.gradients.memory import bytes_of_an_example
 
 
 def headed(layer: nn.Module, inputs: Tensor, classes: int = 4) -> nn.Module:
@@ -33,29 +30,6 @@ def headed(layer: nn.Module, inputs: Tensor, classes: int = 4) -> nn.Module:
         for parameter in body.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.5)
     return nn.Sequential(body, nn.Linear(size, classes))
-
-
-def check(model: nn.Module, inputs: Tensor, *, engine: str = "fast", rho: float = 0.1) -> None:
-    """Compare every step and every norm with the loop over examples."""
-    targets = torch.arange(len(inputs)) % 4
-    rows = example_terms(model, inputs, targets, rho)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # falling back is said once; here it is expected
-        assert engine_for(model, inputs, "auto").name == engine
-    for method, (jacobian, residual) in PLACES.items():
-        found = mixed_point_gradient(model, inputs, targets, rho=rho, jacobian_at=jacobian, residual_at=residual)
-        wanted = mean_term(rows, method)
-        found = {name: found.get(name, torch.zeros_like(value)) for name, value in wanted.items()}
-        assert relative_error(found, wanted) <= TOLERANCE, method
-    parts = noisesam.decompose(model, inputs, targets, rho=rho)
-    for field, method in (
-        ("gradient_norm", "sgd"),
-        ("perturbed_gradient_norm", "1-sam"),
-        ("logit_perturbed_gradient_norm", "l-sam"),
-        ("jacobian_perturbed_gradient_norm", "j-sam"),
-    ):
-        norms = torch.stack([norm(row[method]) for row in rows])
-        torch.testing.assert_close(getattr(parts, field), norms, rtol=TOLERANCE, atol=0)
 
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -361,13 +335,13 @@ class Recurrent(nn.Module):
         return self.head(h)
 
 
-class WeightNormalised(nn.Module):
+class Distances(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layer, self.head = nn.utils.parametrizations.weight_norm(nn.Linear(3, 5)), nn.Linear(5, 4)
+        self.weight, self.head = nn.Parameter(torch.randn(5, 3)), nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.layer(x)))
+        return self.head(torch.tanh(torch.cdist(x, self.weight)))
 
 
 class EinsumWeight(nn.Module):
@@ -376,12 +350,12 @@ class EinsumWeight(nn.Module):
         self.weight, self.head = nn.Parameter(torch.randn(3, 5)), nn.Linear(5, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(torch.einsum("nd,dp->np", x, self.weight)))
+        return self.head(torch.tanh(torch.einsum("...d,dp->...p", x, self.weight)))
 
 
 FALLBACKS = {
     "recurrent cell": (Recurrent, (3, 4, 3)),
-    "weight normalisation": (WeightNormalised, (3, 3)),
+    "distances": (Distances, (3, 3)),
     "einsum": (EinsumWeight, (3, 3)),
     "transposed convolution": (
         lambda: nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(48, 4)), (3, 2, 3, 3)),
@@ -402,9 +376,47 @@ class Pair(nn.Module):
 def test_anything_else_falls_back_exactly_and_names_layer_and_reason_once(kind):
     build, shape = FALLBACKS[kind]
     model, x, y = build(), torch.randn(*shape), torch.arange(3)
-    with pytest.warns(UserWarning, match=r"exact reference engine.*uses the parameter '"):
+    with pytest.warns(UserWarning, match=r"exact reference engine.*(uses the parameter '|contracts a parameter)"):
         noisesam.decompose(model, x, y)
     check(model, x, engine="reference")  # a second warning would raise
+
+
+# ---------------------------------------------------------------- frames that are merged with the examples
+
+
+class Frames(nn.Module):
+    """Every frame by itself, as if it were an example, then their mean."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.convolution, self.inner, self.head = nn.Conv2d(2, 4, 3), inner, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = self.inner(self.convolution(x.flatten(0, 1))).tanh().mean((2, 3))
+        return self.head(frames.view(len(x), -1, 4).mean(1))
+
+
+INNER = {
+    "groups": lambda: nn.GroupNorm(2, 4),
+    "statistics": lambda: nn.BatchNorm2d(4).eval(),
+    "instances": lambda: nn.InstanceNorm2d(4, affine=True),
+    "slopes": lambda: nn.PReLU(4),
+    "pointwise": lambda: nn.Conv2d(4, 4, 1),
+    "grouped": lambda: nn.Conv2d(4, 4, 3, groups=2),
+}
+
+
+@pytest.mark.parametrize("kind", INNER)
+@pytest.mark.parametrize("examples", [1, 3, 5])  # 5: as many examples as frames
+def test_layers_over_frames_that_are_merged_with_the_examples_are_exact(kind, examples):
+    check(Frames(INNER[kind]()), torch.randn(examples, 5, 2, 6, 6))
+
+
+def test_the_automatic_chunk_counts_the_gradients_of_frames_that_are_only_summed_up():
+    model = Frames(nn.Conv2d(4, 4, 3))
+    few, many = (bytes_of_an_example(model, torch.randn(1, frames, 2, 6, 6)).gradient for frames in (2, 20))
+    largest = 4 * 4 * 9 * 8
+    assert many - few == 18 * largest
 
 
 # ---------------------------------------------------------------- cases of other libraries

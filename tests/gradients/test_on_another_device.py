@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reference.derived_weights import HAND_WRITTEN, LAYERS, Written
 from reference.stand_in import StandIn, hand_back, lend, on_stand_in
 from torch import nn
 
@@ -84,6 +85,17 @@ def test_convolutions_in_the_ways_of_a_gpu_are_exact(double, kind, side):
     model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.LazyLinear(4))
     model(inputs)
     same_on_both(model, inputs, torch.tensor([0, 3, 1]))
+
+
+@pytest.mark.parametrize("name", [*HAND_WRITTEN, *LAYERS])
+def test_weights_computed_from_parameters_give_the_same_there(double, name):
+    if name in HAND_WRITTEN:
+        forward, parameters, shape = HAND_WRITTEN[name]
+        model: nn.Module = Written(forward, **parameters)
+    else:
+        build, shape = LAYERS[name]
+        model = build()
+    same_on_both(model, torch.randn(*shape), torch.arange(shape[0]) % 4)
 
 
 def test_a_tensor_left_on_the_cpu_is_found_out():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, batch_size
 from noisesam.gradients.engine import rules
+from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.interception import Interception
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Factor
@@ -35,16 +37,17 @@ class FastEngine(Engine):
         *,
         previous: Point | None = None,
         consume: bool = False,
-    ) -> Point:
+    ) -> TapedPoint:
         """Evaluate the model at w, or at w + eps_i."""
-        before = previous.tape if isinstance(previous, _TapedPoint) else None
-        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume)
-        with Interception(tape):
-            output = evaluate(self.model, inputs)
-        return _TapedPoint(tape, output, self.parameters)
+        before = previous.tape if isinstance(previous, TapedPoint) else None
+        trainable = {id(parameter) for parameter in self.parameters.values()}
+        held = itertools.chain(self.model.buffers(), (own for own in self.model.parameters() if id(own) not in trainable))
+        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume, Constants(held))
+        output = evaluate(self.model, inputs, under=Interception(tape))
+        return TapedPoint(tape, output, self.parameters)
 
 
-class _TapedPoint(Point):
+class TapedPoint(Point):
     """The evaluation with its tape."""
 
     def __init__(self, tape: Tape, output: Tensor, parameters: dict[str, nn.Parameter]) -> None:
@@ -57,6 +60,7 @@ class _TapedPoint(Point):
         """Pull back without forming any shared weight gradient."""
         with self.tape.mode(recording=True, sharing=False, norms_only=norms_only):
             self._pull_back(cotangent, keep)
+            self.tape.lead_back()
             return self.tape.take_gradient()
 
     def both_gradients(
@@ -70,12 +74,16 @@ class _TapedPoint(Point):
     def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
         """Pull back to the shared weights."""
         gradients = self._pull_back(cotangent, keep)
-        return {name: g for name, g in zip(self.parameters, gradients, strict=True) if g is not None}
+        found = {name: g for name, g in zip(self.parameters, gradients, strict=True) if g is not None}
+        for name, apart in self.tape.lead_back().items():
+            found[name] = found[name] + apart if name in found else apart
+        return found
 
     def _pull_back(self, cotangent: Tensor, keep: bool) -> tuple[Tensor | None, ...]:
         if not self.output.requires_grad:
             return (None,) * len(self.parameters)
         with torch.autocast(self.output.device.type, enabled=False):
+            self.tape.forget_derived()
             return torch.autograd.grad(
                 self.output,
                 list(self.parameters.values()),

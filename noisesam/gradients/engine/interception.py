@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ Rule = Callable[..., Any]
 """rule(tape, function, *args, **kwargs) -> what the function returns, per-example exact."""
 
 _RULES: dict[Callable[..., Any], Rule] = {}
+_NEEDS_ACTIVATION: set[Callable[..., Any]] = set()
 
 # Questions about a parameter, which compute nothing from its values.
 _HARMLESS: set[Callable[..., Any]] = {
@@ -40,12 +41,18 @@ class UnsupportedParameterUse(Exception):  # noqa: N818 - a signal between engin
     """A torch function uses a parameter in a way for which no exact rule stands; the reference engine takes over."""
 
 
-def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+def register_rule(*functions: Callable[..., Any], needs_activation: bool = False) -> Callable[[Rule], Rule]:
     """Register the exact rule of one or more torch functions.
 
     A rule is called as rule(tape, function, *args, **kwargs) in place of the function whenever one of the arguments is a
     trainable parameter. It returns the function's value at w + eps_i (`tape.perturbation(parameter)`), and on the way back
-    records the parameter's per-example gradient (`tape.record`) or returns its shared gradient, as `tape.recording` says.
+    records the parameter's per-example gradient (`tape.record`) where `tape.records(parameter)`, and returns its gradient
+    summed over the examples where `tape.shares(parameter)`.
+
+    Args:
+        functions: What the rule stands for.
+        needs_activation: Without an activation among its arguments the function returns what is as much a weight as they
+            are; then the rule is not asked.
 
     Example:
         >>> @register_rule(torch.Tensor.diag)
@@ -57,6 +64,8 @@ def register_rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         for function in functions:
             _RULES[function] = rule
+        if needs_activation:
+            _NEEDS_ACTIVATION.update(functions)
         return rule
 
     return register
@@ -74,27 +83,41 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         """Replace the function by its rule where a trainable parameter is among its arguments."""
         kwargs = kwargs or {}
-        if func in _HARMLESS or not self._receives_parameter(args, kwargs):
+        if func in _HARMLESS:
             return func(*args, **kwargs)
+        if not self._receives_parameter(args, kwargs):
+            return self.tape.constants.call(func, args, kwargs)
         refuse_recomputation()
-        rule = _RULES.get(func)
-        if rule is None:
-            raise UnsupportedParameterUse(f"{_describe(func)} uses {self._first_name(args, kwargs)}")
-        return rule(self.tape, func, *args, **kwargs)
+        rule, reason = _RULES.get(func), None
+        if rule is not None and not (func in _NEEDS_ACTIVATION and self._receives_weights_alone(args, kwargs)):
+            try:
+                return rule(self.tape, func, *args, **kwargs)
+            except UnsupportedParameterUse as unsupported:
+                reason = unsupported
+        result, derived = self.tape.derive(func, args, kwargs)
+        if not derived:
+            raise reason or UnsupportedParameterUse(f"{_describe(func)} uses {self._first_name(args, kwargs)}")
+        return result
 
     def _receives_parameter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return any(True for _ in self._parameters(args, kwargs))
 
+    def _receives_weights_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return all(self.tape.tracks(value) or self.tape.constants.holds(value) for value in _tensors(args, kwargs))
+
     def _first_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return f"the parameter {self.tape.name(next(self._parameters(args, kwargs)))!r}"
 
-    def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                if self.tape.tracks(value):
-                    yield value
-            elif isinstance(value, (list, tuple)):
-                yield from (element for element in value if isinstance(element, Tensor) and self.tape.tracks(element))
+    def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+        return (value for value in _tensors(args, kwargs) if self.tape.tracks(value))
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (element for element in value if isinstance(element, Tensor))
 
 
 def _describe(function: Callable[..., Any]) -> str:

@@ -29,6 +29,11 @@ def aligned(lifted: Tensor, axis: int, dims: int) -> Tensor:
     return lifted.view(shape)
 
 
+def each_row(lifted: Tensor, rows: int) -> Tensor:
+    """Return (n, ...) with every example's tensor as often as it has rows: where windows are merged with the examples."""
+    return lifted if len(lifted) == rows else lifted.repeat_interleave(rows // len(lifted), 0)
+
+
 class _Lift(Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, tape: Tape, eps: Factor | None) -> Tensor:
@@ -40,6 +45,6 @@ class _Lift(Function):
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> Any:
         (dy,) = output_gradients
-        if ctx.tape.recording:
+        if ctx.tape.records(ctx.parameter):
             ctx.tape.record(ctx.parameter, Dense(dy))
-        return dy.sum(0) if ctx.tape.sharing else None, None, None
+        return dy.sum(0) if ctx.tape.shares(ctx.parameter) else None, None, None

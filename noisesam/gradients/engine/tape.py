@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
+from noisesam.gradients.engine.constants import Constants
+from noisesam.gradients.engine.derived_weights import DerivedWeights
 from noisesam.gradients.factors import Dense, Factor, combine
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 
@@ -33,12 +36,15 @@ class Tape:
         previous: Tape | None = None,
         prefers_second: bool = False,
         consume: bool = False,
+        constants: Constants | None = None,
     ) -> None:
         self.examples = examples
         self.prefers_second = prefers_second
         self.recording = False
         self.sharing = True
         self.norms_only = False
+        self.temporary_bytes = 0
+        """The largest gradient that was formed only to be summed up."""
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._perturbation = perturbation or {}
         self._factors: dict[str, list[Factor]] = defaultdict(list)
@@ -47,6 +53,8 @@ class Tape:
         self._previous = previous
         self._consume = consume
         self._uses: Counter[int] = Counter()
+        self.constants = constants or Constants()
+        self._derived = DerivedWeights(self.constants)
 
     @contextmanager
     def mode(self, *, recording: bool, sharing: bool, norms_only: bool = False) -> Iterator[None]:
@@ -58,9 +66,10 @@ class Tape:
         finally:
             self.recording, self.sharing, self.norms_only = before
             self._factors.clear()
+            self._derived.forget()
 
     def tracks(self, value: object) -> bool:
-        """Whether this object is a trainable parameter of the model."""
+        """Whether this object is a trainable parameter of the model, or derived from such alone."""
         return id(value) in self._names
 
     def name(self, parameter: Tensor) -> str:
@@ -68,9 +77,11 @@ class Tape:
         return self._names[id(parameter)]
 
     def perturbation(self, parameter: Tensor | None) -> Factor | None:
-        """Return eps_i of this parameter, or None where it is not perturbed."""
+        """Return eps_i of this parameter, or None where it is not perturbed; of a derived weight f(w + eps_i) - f(w)."""
         if parameter is None or id(parameter) not in self._names:
             return None
+        if parameter in self._derived:
+            return self._derived.perturbation(parameter, self.perturbation, self.examples)
         self._uses[id(parameter)] += 1
         factor = self._perturbation.get(self._names[id(parameter)])
         if not self._consume or self._previous is None or not isinstance(factor, Dense):
@@ -85,9 +96,49 @@ class Tape:
             )
         return factor.for_one_use()
 
+    def records(self, parameter: Tensor | None) -> bool:
+        """Whether this pull-back forms the per-example gradient of this tensor."""
+        if parameter is None or id(parameter) not in self._names or not parameter.requires_grad:
+            return False
+        return self.recording or (self.sharing and self._derived.needs_each(parameter))
+
+    def shares(self, parameter: Tensor | None) -> bool:
+        """Whether this pull-back forms the gradient of this tensor summed over the examples."""
+        return self.sharing and parameter is not None and not self._derived.needs_each(parameter)
+
     def record(self, parameter: Tensor, factor: Factor) -> None:
         """Add one contribution to the parameter's per-example gradient."""
+        if parameter in self._derived:
+            found = self._derived.record(parameter, factor)
+            if found is None:
+                return
+            parameter, factor = found
         self._factors[self._names[id(parameter)]].append(factor)
+
+    def forget_derived(self) -> None:
+        """Drop what a pull-back that was broken off has recorded of derived weights."""
+        self._derived.forget()
+
+    def derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+        """Call a function that receives parameters; False beside it where it is none of parameters alone."""
+        found = self._derived.derive(function, args, kwargs, self.tracks, lambda root: self.name(root) in self._perturbation)
+        if found is None:
+            return None, False
+        result, weights = found
+        for weight in weights:
+            self._names[id(weight)] = self.name(self._derived[weight].roots[0])
+        return result, True
+
+    def lead_back(self) -> dict[str, Tensor]:
+        """Lead the gradients of derived weights back to their parameters; return what autograd has not added up of them."""
+        totals: dict[str, Tensor] = {}
+        for root, gradient, apart in self._derived.settled():
+            if self.recording:
+                self.record(root, Dense(gradient))
+            if apart and self.sharing:
+                before, total = totals.get(self.name(root)), gradient.sum(0)
+                totals[self.name(root)] = total if before is None else before + total
+        return totals
 
     def take_gradient(self) -> PerExampleGradient:
         """Return what was recorded, summed over uses, and forget it."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_DROPOUTS: set[Callable[..., Any]] = {
+DROPOUTS: set[Callable[..., Any]] = {
     torch.nn.functional.dropout,
     torch.nn.functional.dropout1d,
     torch.nn.functional.dropout2d,
@@ -24,6 +24,15 @@ _DROPOUTS: set[Callable[..., Any]] = {
 }
 
 
+def drops(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call draws a mask: at a rate above zero, and in training mode."""
+    if function not in DROPOUTS:
+        return False
+    rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
+    training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+    return bool(training) and rate != 0
+
+
 class WithoutDropout(TorchFunctionMode):
     """While active, nothing is dropped: the masks of a batch and of an example alone differ."""
 
@@ -32,7 +41,7 @@ class WithoutDropout(TorchFunctionMode):
     ) -> Any:
         """Pass the input on where it would be masked."""
         kwargs = kwargs or {}
-        if func in _DROPOUTS:
+        if func in DROPOUTS:
             return args[0] if args else kwargs["input"]
         if func is torch.nn.functional.scaled_dot_product_attention:
             args, kwargs = args[:4], {name: value for name, value in kwargs.items() if name != "dropout_p"}

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.lifting import each_row, lift
 from noisesam.gradients.engine.rules.linear import apply_linear, autocast_input
 from noisesam.gradients.engine.tape import Tape
 
 
-@register_rule(torch.nn.functional.multi_head_attention_forward)
+@register_rule(torch.nn.functional.multi_head_attention_forward, needs_activation=True)
 def multi_head_attention_rule(
     tape: Tape,
     _: Callable[..., Any],
@@ -79,6 +80,28 @@ def multi_head_attention_rule(
         returned = None
     merged = attended.transpose(1, 2).flatten(2)
     return apply_linear(tape, merged, out_proj_weight, out_proj_bias).transpose(0, 1), returned
+
+
+@register_rule(torch.nn.functional.scaled_dot_product_attention, needs_activation=True)
+def biased_attention_rule(
+    tape: Tape,
+    function: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *options: Any,
+    **named: Any,
+) -> Tensor:
+    """Attend with a bias that is learned for pairs of positions, (heads, L, S) or (1, heads, L, S), at w or w + eps_i."""
+    alone = attn_mask is not None and not any(tape.tracks(values) for values in (query, key, value))
+    shape = tuple(attn_mask.shape) if attn_mask is not None else ()
+    inner = shape[1:] if len(shape) == query.dim() and shape[:1] == (1,) else shape
+    if attn_mask is None or not alone or query.shape[0] % tape.examples or len(inner) >= query.dim():
+        raise UnsupportedParameterUse("'scaled_dot_product_attention' uses a parameter as query, key or value")
+    ones = [1] * (query.dim() - 1 - len(inner))
+    bias = each_row(lift(tape, attn_mask).view(tape.examples, *ones, *inner), query.shape[0])
+    return function(query, key, value, bias.to(query.dtype), *options, **named)
 
 
 def _project(tape: Tape, values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

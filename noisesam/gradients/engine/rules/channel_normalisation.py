@@ -72,10 +72,10 @@ class _ChannelNorm(Function):
             (ctx.weight, ctx.needs_input_grad[1], products),
             (ctx.bias, ctx.needs_input_grad[2], dy),
         ):
-            recorded = tape.recording and parameter is not None and tape.tracks(parameter)
-            shared = tape.sharing and needed
+            recorded = tape.records(parameter)
+            shared = needed and tape.shares(parameter)
             each = terms.sum(2) if recorded or shared else None
-            if recorded and parameter is not None and each is not None:
+            if recorded and each is not None:
                 tape.record(parameter, Dense(each))
             gradients.append(each.sum(0) if shared and each is not None else None)
         dx = None

@@ -26,7 +26,7 @@ from noisesam.gradients.engine.kernels import (
     pull_back_each,
     strided_pixels,
 )
-from noisesam.gradients.engine.layout import require_examples_first
+from noisesam.gradients.engine.layout import tape_of_rows
 from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products, writes_patches
 from noisesam.gradients.engine.rules.linear import autocast_input, not_a_view, product_factors
 from noisesam.gradients.engine.tape import Tape
@@ -36,7 +36,13 @@ from noisesam.gradients.memory_order import channels_last
 
 
 @register_rule(
-    torch.nn.functional.conv1d, torch.nn.functional.conv2d, torch.nn.functional.conv3d, torch.conv1d, torch.conv2d, torch.conv3d
+    torch.nn.functional.conv1d,
+    torch.nn.functional.conv2d,
+    torch.nn.functional.conv3d,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    needs_activation=True,
 )
 def convolution_rule(
     tape: Tape,
@@ -53,7 +59,7 @@ def convolution_rule(
     axes = weight.dim() - 2
     if input.dim() != axes + 2:
         raise UnsupportedParameterUse(f"a convolution sees an input of shape {tuple(input.shape)} without an example axis")
-    require_examples_first(tape, input, "a convolution")
+    tape = tape_of_rows(tape, input, "a convolution")
     input = autocast_input(input)
     kernel = tuple(weight.shape[2:])
     step, holes = _per_axis(stride, axes), _per_axis(dilation, axes)
@@ -196,15 +202,14 @@ class _Convolution(Function):
         x, weight, moved = ctx.saved_tensors
         tape, geometry, eps = ctx.tape, ctx.geometry, ctx.low_rank
         dx = dw = db = factor = None
-        if tape.recording:
-            if ctx.bias is not None and tape.tracks(ctx.bias):
-                tape.record(ctx.bias, Dense(dy.flatten(2).sum(2)))
-            if tape.tracks(ctx.weight):
-                factor = kernel_factors(dy, x.detach(), weight, geometry, norms_only=tape.norms_only)
-                tape.record(ctx.weight, factor)
-        if tape.sharing and ctx.bias is not None and ctx.needs_input_grad[2]:
+        if tape.records(ctx.bias):
+            tape.record(ctx.bias, Dense(dy.flatten(2).sum(2)))
+        if tape.records(ctx.weight):
+            factor = kernel_factors(dy, x.detach(), weight, geometry, norms_only=tape.norms_only)
+            tape.record(ctx.weight, factor)
+        if ctx.needs_input_grad[2] and tape.shares(ctx.bias):
             db = dy.transpose(0, 1).flatten(1).sum(1)
-        wants_input, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and tape.sharing
+        wants_input, wants_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] and tape.shares(ctx.weight)
         if wants_weight and isinstance(factor, Dense) and factor.in_full_precision:  # the batch's is the sum of what is there
             dw, wants_weight = factor.total(), False
         plain = _kernel(weight, x, tape)

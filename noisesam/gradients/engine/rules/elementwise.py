@@ -10,38 +10,40 @@ import torch
 from torch import Tensor
 
 from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
-from noisesam.gradients.engine.lifting import aligned, lift
+from noisesam.gradients.engine.layout import tape_of_rows
+from noisesam.gradients.engine.lifting import aligned, each_row, lift
 from noisesam.gradients.engine.tape import Tape
 
-_BINARY = (
-    torch.add, torch.sub, torch.mul, torch.div, torch.true_divide,
-    torch.Tensor.add, torch.Tensor.sub, torch.Tensor.mul, torch.Tensor.div, torch.Tensor.true_divide,
-    torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__sub__, torch.Tensor.__mul__, torch.Tensor.__rmul__,
-    torch.Tensor.__truediv__, torch.Tensor.__rsub__, torch.Tensor.__rtruediv__,
+_NAMES = (
+    "add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "clamp",
+    "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__pow__", "__rpow__",
 )  # fmt: skip
+_FUNCTIONS = [getattr(place, name) for place in (torch, torch.Tensor) for name in _NAMES if hasattr(place, name)]
 
 
-@register_rule(*_BINARY)
-def elementwise_rule(tape: Tape, function: Callable[..., Any], left: Any, right: Any, **options: Any) -> Tensor:
-    """Combine an activation with a parameter that is broadcast over the examples."""
-    if not (isinstance(left, Tensor) and isinstance(right, Tensor)) or (tape.tracks(left) and tape.tracks(right)):
+@register_rule(*_FUNCTIONS, needs_activation=True)
+def elementwise_rule(tape: Tape, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    """Combine activations with parameters that are broadcast over the examples."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and not tape.tracks(value)]
+    if not tensors:
         raise UnsupportedParameterUse("arithmetic of a parameter without an activation")
-    if tape.tracks(left):
-        return function(_broadcast(tape, left, right), right, **options)
-    return function(left, _broadcast(tape, right, left), **options)
+    shape = torch.broadcast_shapes(*(value.shape for value in tensors))
+
+    def lifted(value: Any) -> Any:
+        return _broadcast(tape, value, shape) if tape.tracks(value) else value
+
+    return function(*map(lifted, args), **{name: lifted(value) for name, value in kwargs.items()})
 
 
-def _broadcast(tape: Tape, parameter: Tensor, activation: Tensor) -> Tensor:
-    """Return the lifted parameter, its axes where broadcasting would have put them."""
-    n, dims = tape.examples, activation.dim()
+def _broadcast(tape: Tape, parameter: Tensor, shape: torch.Size) -> Tensor:
+    """Return the lifted parameter, its axes where broadcasting with the activations' shape would have put them."""
+    n, dims = tape.examples, len(shape)
     inner = parameter.shape
     if len(inner) == dims and inner[0] == 1:
         inner = inner[1:]
-    if dims == 0 or activation.shape[0] != n or len(inner) >= dims:
-        raise UnsupportedParameterUse(
-            f"a parameter of shape {tuple(parameter.shape)} meets a tensor of shape {tuple(activation.shape)}"
-        )
-    return lift(tape, parameter).view(n, *[1] * (dims - 1 - len(inner)), *inner)
+    if dims == 0 or shape[0] % n or len(inner) >= dims:
+        raise UnsupportedParameterUse(f"a parameter of shape {tuple(parameter.shape)} meets a tensor of shape {tuple(shape)}")
+    return each_row(lift(tape, parameter).view(n, *[1] * (dims - 1 - len(inner)), *inner), shape[0])
 
 
 @register_rule(torch.Tensor.expand)
@@ -72,9 +74,8 @@ def slice_rule(tape: Tape, _: Callable[..., Any], parameter: Tensor, where: Any)
     return lift(tape, parameter).squeeze(1)[keys]
 
 
-@register_rule(torch.nn.functional.prelu, torch.prelu)
+@register_rule(torch.nn.functional.prelu, torch.prelu, needs_activation=True)
 def prelu_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor) -> Tensor:
     """Apply max(0, x) + a min(0, x) with the example's own slopes."""
-    if input.dim() < 2 or input.shape[0] != tape.examples:
-        raise UnsupportedParameterUse(f"'prelu' sees a tensor of shape {tuple(input.shape)} for {tape.examples} examples")
+    tape = tape_of_rows(tape, input, "'prelu'")
     return torch.where(input > 0, input, aligned(lift(tape, weight), 1, input.dim()) * input)

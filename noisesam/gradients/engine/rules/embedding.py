@@ -120,10 +120,10 @@ class _Embedding(Function):
         (dy,) = output_gradients
         (tokens,) = ctx.saved_tensors
         rows = ctx.weight.shape[0]
-        if ctx.tape.recording:
+        if ctx.tape.records(ctx.weight):
             kept = dy if ctx.padding < 0 else dy * (tokens != ctx.padding).unsqueeze(2)
             ctx.tape.record(ctx.weight, TokenRows(tokens, kept, rows))
-        if not ctx.tape.sharing:
+        if not ctx.tape.shares(ctx.weight):
             return (None,) * 5
         gradient = torch.ops.aten.embedding_dense_backward(dy, tokens, rows, ctx.padding, False)
         return None, gradient, None, None, None

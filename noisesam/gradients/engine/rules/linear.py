@@ -21,7 +21,7 @@ from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, known_form
 
 
-@register_rule(torch.nn.functional.linear)
+@register_rule(torch.nn.functional.linear, needs_activation=True)
 def linear_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Evaluate a linear map at w or w + eps_i, recording or sharing its gradients on the way back."""
     input = autocast_input(input)
@@ -113,21 +113,20 @@ class _Linear(Function):
         x, weight, moved = ctx.saved_tensors
         tape, eps = ctx.tape, ctx.low_rank
         weight_gradient = bias_gradient = input_gradient = factor = None
-        if tape.recording:
-            if ctx.bias is not None and tape.tracks(ctx.bias):
-                tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
-            if tape.tracks(ctx.weight):
-                pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
-                factor = product_factors(*pair)
-                tape.record(ctx.weight, factor)
-        if tape.sharing:
-            if ctx.needs_input_grad[1] and isinstance(factor, Dense) and factor.in_full_precision:
+        if tape.records(ctx.bias):
+            tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
+        if tape.records(ctx.weight):
+            pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
+            factor = product_factors(*pair)
+            tape.record(ctx.weight, factor)
+        if ctx.needs_input_grad[1] and tape.shares(ctx.weight):
+            if isinstance(factor, Dense) and factor.in_full_precision:
                 weight_gradient = factor.total()  # the batch's gradient is the sum of what is there
-            elif ctx.needs_input_grad[1]:
+            else:
                 pair = (x, dy) if ctx.transposed else (dy, x)
                 weight_gradient = products.transposed_matmul(pair[0].flatten(0, -2), pair[1].flatten(0, -2))
-            if ctx.bias is not None and ctx.needs_input_grad[2]:
-                bias_gradient = dy.flatten(0, -2).sum(0)
+        if ctx.needs_input_grad[2] and tape.shares(ctx.bias):
+            bias_gradient = dy.flatten(0, -2).sum(0)
         if ctx.needs_input_grad[0]:
             if moved is not None and moved.dim() == 3:
                 input_gradient = torch.bmm(_positions(dy), moved).view(x.shape)

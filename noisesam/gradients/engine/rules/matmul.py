@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
-from noisesam.gradients.engine.layout import examples_first
+from noisesam.gradients.engine.layout import examples_first, tape_of_rows
+from noisesam.gradients.engine.lifting import lift
 from noisesam.gradients.engine.rules.linear import apply_linear, autocast_input
 from noisesam.gradients.engine.tape import Tape
 
 
-@register_rule(torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
+@register_rule(torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__, needs_activation=True)
 def matmul_rule(tape: Tape, _: Callable[..., Any], left: Tensor, right: Tensor) -> Tensor:
-    """Multiply activations by a weight (d, p) at w or w + eps_i."""
+    """Multiply activations by a weight (d, p) at w or w + eps_i, from the right or, where they are (n, d, T), from the left."""
+    if tape.tracks(left) and not tape.tracks(right) and left.dim() == 2 and right.dim() == 3 and len(right) == tape.examples:
+        return apply_linear(tape, autocast_input(right).transpose(1, 2), left, None).transpose(1, 2)
+    if not tape.tracks(left) and right.dim() > 2 and left.dim() > right.dim() and len(left) == tape.examples:
+        ones = [1] * (left.dim() - 1 - right.dim())
+        return torch.matmul(left, lift(tape, right).view(tape.examples, *ones, *right.shape))
     if tape.tracks(left) or right.dim() != 2:
         raise UnsupportedParameterUse(f"'matmul' uses the parameter {tape.name(left if tape.tracks(left) else right)!r}")
     values = autocast_input(left)
@@ -24,7 +30,7 @@ def matmul_rule(tape: Tape, _: Callable[..., Any], left: Tensor, right: Tensor) 
     return back(apply_linear(tape, positions, right, None, transposed=True))
 
 
-@register_rule(torch.addmm)
+@register_rule(torch.addmm, needs_activation=True)
 def addmm_rule(
     tape: Tape,
     _: Callable[..., Any],
@@ -44,3 +50,24 @@ def addmm_rule(
         )
     positions, back = examples_first(tape, autocast_input(mat1), 1, "'addmm'")
     return back(apply_linear(tape, positions, mat2, input, transposed=True))
+
+
+@register_rule(torch.einsum, torch.functional.einsum, needs_activation=True)
+def einsum_rule(tape: Tape, function: Callable[..., Any], equation: Any, *operands: Any) -> Tensor:
+    """Contract activations, whose first axis is the examples', with weights that every example has of its own."""
+    if not isinstance(equation, str):
+        raise UnsupportedParameterUse("'einsum' contracts a parameter by lists of numbers")
+    values = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else list(operands)
+    terms, arrow, output = equation.replace(" ", "").partition("->")
+    labels = terms.split(",")
+    first = {term[0] for term, value in zip(labels, values, strict=True) if not tape.tracks(value) and term}
+    plain = arrow and "." not in equation and len(first) == 1 and output[:1] in first
+    if not plain:
+        raise UnsupportedParameterUse(f"'einsum' contracts a parameter by {equation!r}")
+    rows = tape_of_rows(tape, next(value for value in values if not tape.tracks(value)), "'einsum'")
+    example = first.pop()
+    if any(example in term for term, value in zip(labels, values, strict=True) if tape.tracks(value)):
+        raise UnsupportedParameterUse(f"'einsum' contracts a parameter over the examples by {equation!r}")
+    own = [example + term if tape.tracks(value) else term for term, value in zip(labels, values, strict=True)]
+    lifted = [lift(rows, value) if tape.tracks(value) else value for value in values]
+    return function(",".join(own) + "->" + output, *lifted)

@@ -15,17 +15,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
-from noisesam.gradients.engine.layout import examples_first, require_examples_first
+from noisesam.gradients.engine.layout import examples_first, tape_of_rows
 from noisesam.gradients.engine.lifting import aligned, lift
 from noisesam.gradients.engine.rules.channel_normalisation import lies_in_planes, normalise_planes
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor
+from noisesam.gradients.frozen_batch_norm import normalise
 
 OWN_CALL = 2**15
 """Numbers per example from which, on a CPU, one call per example is quicker than a further pass over all of them."""
 
 
-@register_rule(torch.nn.functional.layer_norm)
+@register_rule(torch.nn.functional.layer_norm, needs_activation=True)
 def layer_norm_rule(
     tape: Tape,
     _: Callable[..., Any],
@@ -76,18 +77,17 @@ class _LayerNorm(Function):
         x, mean, rstd, weight, moved = ctx.saved_tensors
         tape, shape = ctx.tape, ctx.shape
         dx = dw = db = None
-        if tape.recording:
-            if ctx.weight is not None and tape.tracks(ctx.weight):
-                products = (x - mean).mul_(rstd).mul_(dy)
-                tape.record(ctx.weight, Dense(products[:, 0] if dy.shape[1] == 1 else products.sum(1)))
-            if ctx.bias is not None and tape.tracks(ctx.bias):
-                tape.record(ctx.bias, Dense(dy[:, 0] if dy.shape[1] == 1 else dy.sum(1)))
+        if tape.records(ctx.weight):
+            products = (x - mean).mul_(rstd).mul_(dy)
+            tape.record(ctx.weight, Dense(products[:, 0] if dy.shape[1] == 1 else products.sum(1)))
+        if tape.records(ctx.bias):
+            tape.record(ctx.bias, Dense(dy[:, 0] if dy.shape[1] == 1 else dy.sum(1)))
         if not tape.sharing:
             if ctx.needs_input_grad[0]:
                 dx = _layer_norm_input_gradient(dy, x, shape, mean, rstd, weight, moved)
             return dx, *[None] * 7
-        wants_weight = ctx.weight is not None and ctx.needs_input_grad[1]
-        wants_bias = ctx.bias is not None and ctx.needs_input_grad[2]
+        wants_weight = ctx.needs_input_grad[1] and tape.shares(ctx.weight)
+        wants_bias = ctx.needs_input_grad[2] and tape.shares(ctx.bias)
         if moved is None:
             wanted = [ctx.needs_input_grad[0], wants_weight, wants_bias]
             dx, dw, db = torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, ctx.bias, wanted)
@@ -137,7 +137,7 @@ def _per_example(parameter: Tensor | None, eps: Factor | None, examples: int) ->
     return parameter.detach() + eps.dense().to(parameter.dtype)
 
 
-@register_rule(torch.nn.functional.group_norm)
+@register_rule(torch.nn.functional.group_norm, needs_activation=True)
 def group_norm_rule(
     tape: Tape,
     _: Callable[..., Any],
@@ -148,7 +148,7 @@ def group_norm_rule(
     eps: float = 1e-5,
 ) -> Tensor:
     """Normalise groups of channels of (n, C, ...), then scale and shift per example."""
-    require_examples_first(tape, input, "'group_norm'")
+    tape = tape_of_rows(tape, input, "'group_norm'")
     moves = (tape.perturbation(weight), tape.perturbation(bias))
     return _GroupNorm.apply(_float32_under_autocast(input), weight, bias, num_groups, eps, tape, *moves)  # pyright: ignore[reportReturnType]
 
@@ -195,13 +195,13 @@ class _GroupNorm(Function):
         gradients: list[Tensor | None] = []
         for parameter, needed, value in ((ctx.weight, ctx.needs_input_grad[1], dw), (ctx.bias, ctx.needs_input_grad[2], db)):
             value = value.view(n, channels)
-            if tape.recording and parameter is not None and tape.tracks(parameter):
+            if tape.records(parameter):
                 tape.record(parameter, Dense(value))
-            gradients.append(value.sum(0) if tape.sharing and parameter is not None and needed else None)
+            gradients.append(value.sum(0) if needed and tape.shares(parameter) else None)
         return dx, *gradients, *[None] * 5
 
 
-@register_rule(torch.nn.functional.rms_norm)
+@register_rule(torch.nn.functional.rms_norm, needs_activation=True)
 def rms_norm_rule(
     tape: Tape,
     function: Callable[..., Any],
@@ -217,7 +217,7 @@ def rms_norm_rule(
     return back(normalised * lift(tape, weight).unsqueeze(1).to(normalised.dtype))
 
 
-@register_rule(torch.nn.functional.instance_norm)
+@register_rule(torch.nn.functional.instance_norm, needs_activation=True)
 def instance_norm_rule(
     tape: Tape,
     function: Callable[..., Any],
@@ -230,36 +230,37 @@ def instance_norm_rule(
     **named: Any,
 ) -> Tensor:
     """Normalise every channel of every example, then scale and shift per example."""
-    require_examples_first(tape, input, "'instance_norm'")
+    tape = tape_of_rows(tape, input, "'instance_norm'")
     return _affine(tape, function(input, running_mean, running_var, None, None, *options, **named), weight, bias)
 
 
-@register_rule(torch.nn.functional.batch_norm)
+@register_rule(torch.nn.functional.batch_norm, needs_activation=True)
 def batch_norm_rule(
     tape: Tape,
-    function: Callable[..., Any],
+    _: Callable[..., Any],
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    *options: Any,
-    **named: Any,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Apply the running statistics, which are constants, then scale and shift per example."""
-    if training:
+    del momentum
+    if training or running_mean is None or running_var is None:
         raise UnsupportedParameterUse("'batch_norm' in training mode mixes the examples of a batch")
-    require_examples_first(tape, input, "'batch_norm'")
-    return _affine(tape, function(input, running_mean, running_var, None, None, False, *options, **named), weight, bias)
+    tape = tape_of_rows(tape, input, "'batch_norm'")
+    return _affine(tape, normalise(input, running_mean, running_var, eps), weight, bias)
 
 
 def _affine(tape: Tape, normalised: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if weight is not None:
-        normalised = normalised * aligned(lift(tape, weight), 1, normalised.dim()).to(normalised.dtype)
-    if bias is not None:
-        normalised = normalised + aligned(lift(tape, bias), 1, normalised.dim()).to(normalised.dtype)
-    return normalised
+    def of_each(parameter: Tensor) -> Tensor:
+        return aligned(lift(tape, parameter), 1, normalised.dim()).to(normalised.dtype)
+
+    output = normalised if weight is None else normalised * of_each(weight)
+    return output if bias is None else output + of_each(bias)
 
 
 def _float32_under_autocast(values: Tensor) -> Tensor:

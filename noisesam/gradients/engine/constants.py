@@ -1,0 +1,45 @@
+"""What no example changes: buffers, frozen parameters, and what a model computes from these or from no tensor at all."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+
+class Constants:
+    """Those of one evaluation, known by identity as long as nobody writes to them."""
+
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+        self._found: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
+        for value in held:
+            self._add(value, held=True)
+
+    def __contains__(self, value: Tensor) -> bool:
+        found = self._found.get(id(value))
+        # The number of an object that is gone may come back; what was written to may hold data of the examples.
+        return found is not None and found[0]() is value and found[1] == value._version
+
+    def holds(self, value: Tensor) -> bool:
+        """Whether the model holds this, or has computed it from what it holds: it has no example axis, whatever its shape."""
+        return value in self and self._found[id(value)][2]
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function, and remember what it returns where it receives no tensor but constants."""
+        received = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if not all(value in self for value in received):
+            return function(*args, **kwargs)
+        held = any(self.holds(value) for value in received)
+        result = function(*args, **kwargs)
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._add(value, held)
+        return result
+
+    def _add(self, value: Tensor, held: bool) -> None:
+        if not torch.is_inference(value):  # such a tensor does not say when it is written to
+            self._found[id(value)] = (weakref.ref(value), value._version, held)

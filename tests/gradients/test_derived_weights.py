@@ -1,0 +1,133 @@
+"""Weights that a model computes from its parameters alone, on the fast engine: against the loop over examples, float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from reference.derived_weights import HAND_WRITTEN, IMAGES, LAYERS, ROWS, StandardisedConv2d, Written, convolutions
+from reference.exactness import TOLERANCE, check
+from reference.loop import norm
+from torch import Tensor
+
+import noisesam
+from noisesam.gradients import mixed_point_gradient, register_rule
+from noisesam.gradients.engine import engine_for, interception
+from noisesam.gradients.engine.constants import Constants
+from noisesam.gradients.engine.fast import FastEngine
+from noisesam.gradients.factors import Dense, OuterProducts
+
+pytestmark = pytest.mark.usefixtures("double")
+
+
+@pytest.mark.parametrize("name", HAND_WRITTEN)
+def test_a_weight_computed_from_parameters_alone_is_exact_on_the_fast_engine(name):
+    forward, parameters, shape = HAND_WRITTEN[name]
+    model, x = Written(forward, **parameters), torch.randn(*shape)
+    check(model, x)
+    check(model, x[:1])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_reparametrised_layer_is_exact_on_the_fast_engine(name):
+    build, shape = LAYERS[name]
+    model, x = build(), torch.randn(*shape)
+    check(model, x)
+    check(model, x[:1])
+
+
+def test_under_a_batch_perturbation_every_example_has_the_gradient_of_the_moved_parameter():
+    model, x, y = Written(lambda m, x: x @ (m.w * m.w).exp(), w=(3, 4)), torch.randn(*ROWS), torch.arange(5) % 4
+    found = noisesam.SAM(model, rho=0.1).step_terms(x, y).gradient_norm
+    weight = model.w.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(F.cross_entropy(x @ (weight * weight).exp(), y), weight)
+    moved = (weight + 0.1 * slope / slope.norm()).detach().requires_grad_()
+    losses = F.cross_entropy(x @ (moved * moved).exp(), y, reduction="none")
+    expected = torch.stack([norm({"w": torch.autograd.grad(loss, moved, retain_graph=True)[0]}) for loss in losses])
+    torch.testing.assert_close(found, expected, rtol=TOLERANCE, atol=0)
+
+
+SLOWER: dict[str, Callable[[Written, Tensor], Tensor]] = {
+    "numbers that decide": lambda m, x: x @ (m.w if m.w.sum() > 100 else 2 * m.w),
+    "a number of Python's": lambda m, x: x @ m.w * float(m.w.detach().abs().max()),
+    "what an example chooses": lambda m, x: x @ m.w.index_select(0, torch.zeros_like(x[0], dtype=torch.long)),
+    "a constant that was written to": lambda m, x: x @ (m.w * torch.zeros(3, 4).copy_(torch.ones_like(x[0, :1]))),
+    "a parameter that is changed": lambda m, x: x @ m.w.data.mul_(1.0),
+}
+
+
+@pytest.mark.parametrize("name", SLOWER)
+def test_what_depends_on_more_than_parameters_is_no_derived_weight(name):
+    model, x = Written(SLOWER[name], w=(3, 4)), torch.randn(*ROWS)
+    with pytest.warns(UserWarning, match="slow"):
+        assert engine_for(model, x).name != "fast"
+
+
+def test_a_dropped_weight_keeps_its_mask_only_where_the_model_runs_as_it_is():
+    model, x = Written(lambda m, x: x @ F.dropout(m.w, 0.5, m.training), w=(3, 4)), torch.randn(*ROWS)
+    with pytest.warns(UserWarning, match="'dropout' uses the parameter 'w'"):
+        assert engine_for(model, x).name == "reference"
+    assert engine_for(model.eval(), x).name == "fast"
+    check(model, x)
+
+
+def test_a_rule_that_returns_a_sum_where_every_example_has_its_own_jacobian_is_found_out():
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        if torch.overrides.has_torch_function((x, weight)):
+            return torch.overrides.handle_torch_function(product, (x, weight), x, weight)
+        return x @ weight
+
+    @register_rule(product)
+    def careless(tape, function, x, weight):
+        eps = tape.perturbation(weight)
+        return x @ weight if eps is None else torch.bmm(x.unsqueeze(1), weight + eps.dense()).squeeze(1)
+
+    try:
+        model, x = Written(lambda m, x: product(x, m.w.exp()), w=(3, 4)), torch.randn(*ROWS)
+        point = FastEngine(model, dict(model.named_parameters())).at(x, {"w": Dense(torch.randn(5, 3, 4))})
+        # The rule lets autograd add the weight's gradient up, without asking whether that is what is wanted.
+        with pytest.raises(RuntimeError, match=r"tape\.shares"):
+            point.sum_gradient(torch.ones_like(point.logits))
+    finally:
+        interception._RULES.pop(product)
+
+
+def test_constants_are_what_no_example_has_written_to():
+    held = torch.ones(3)
+    constants = Constants([held])
+    made = constants.call(torch.zeros, (3,), {})
+    scaled = constants.call(torch.mul, (held, made), {})
+    assert all(value in constants for value in (held, made, scaled))
+    assert [constants.holds(value) for value in (held, made, scaled)] == [True, False, True]
+    data = torch.randn(3)
+    assert constants.call(torch.add, (held, data), {}) not in constants
+    constants.call(torch.Tensor.copy_, (made, data), {})
+    assert made not in constants
+    view = constants.call(torch.Tensor.view, (held, 1, 3), {})
+    assert view in constants
+    constants.call(torch.Tensor.add_, (held, data), {})
+    assert not any(value in constants for value in (held, view))
+
+
+def test_a_derived_weight_is_the_same_in_parts_of_the_batch_and_twice():
+    model, x, y = convolutions(StandardisedConv2d), torch.randn(*IMAGES), torch.arange(5) % 4
+    whole, parts, again = (
+        mixed_point_gradient(model, x, y, rho=0.1, jacobian_at="perturbed", residual_at="perturbed", chunk_size=size)
+        for size in (None, 2, None)
+    )
+    for name, value in whole.items():
+        assert torch.equal(value, again[name])
+        torch.testing.assert_close(parts[name], value, rtol=1e-11, atol=1e-14)  # rounding of other sums
+
+
+def test_transposes_copies_and_new_shapes_keep_the_form_of_their_gradient():
+    """A transpose multiplied out would cost n times the weight; a function for every scale a call for each of them."""
+    model = Written(lambda m, x: ((x @ m.w.t()) * m.g.view(1, -1)).tanh() @ m.v.clone(), w=(6, 3), g=(6,), v=(6, 4))
+    x = torch.randn(*ROWS)
+    point = FastEngine(model, dict(model.named_parameters())).at(x)
+    factors = point.per_example_gradient(torch.ones_like(point.logits)).factors
+    assert {name: type(factor) for name, factor in factors.items()} == {"w": OuterProducts, "g": Dense, "v": OuterProducts}
+    forms = {weight.form for weight in point.tape._derived._found.values()}
+    assert forms == {"transposed", "reshaped", "same"}
