@@ -2,8 +2,8 @@
 
 On a CPU the reverse pass of `torch.nn.functional.batch_norm` reads the output gradient in another order than the one it lies
 in where an axis has length one, a batch of one example above all, and that axis' stride suggests channels that lie last
-(torch 2.11 to 2.13; tests/gradients/test_frozen_batch_norm.py shows it). Examples that run alone meet just that. With running
-statistics the layer is a scale and a shift, so it costs nothing to write it out.
+(seen in torch 2.11 and 2.13). Examples that run alone meet just that. With running statistics the layer is a scale and a
+shift, so it costs nothing to write it out.
 """
 
 from __future__ import annotations
