@@ -32,15 +32,18 @@ def normalise(
 
 
 def written_out(model: nn.Module) -> AbstractContextManager[Any]:
-    """While active, BatchNorm layers that use their running statistics do so by plain arithmetic."""
+    """While active, the model's BatchNorm layers that use their running statistics do so by plain arithmetic."""
     frozen = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training for module in model.modules())
-    return _WrittenOut() if frozen else nullcontext()
+    return WrittenOut() if frozen else nullcontext()
 
 
-class _WrittenOut(TorchFunctionMode):
+class WrittenOut(TorchFunctionMode):
+    """While active, `batch_norm` with running statistics is plain arithmetic, whoever calls it."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        """Write the one function out and leave all others as they are."""
         kwargs = kwargs or {}
         return _batch_norm(*args, **kwargs) if func is torch.nn.functional.batch_norm else func(*args, **kwargs)
 
@@ -55,7 +58,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    if training or running_mean is None or running_var is None:
+    if training or running_mean is None or running_var is None or running_mean.numel() != input.shape[1]:
         return torch.nn.functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     output = normalise(input, running_mean, running_var, eps)
     view = [1, -1] + [1] * (input.dim() - 2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noisesam.errors import InputError
 from noisesam.gradients.batch import ChunkSize, Inputs, batch_size, take, trainable
 from noisesam.gradients.engine.fast import FastEngine
-from noisesam.gradients.engine.interception import UnsupportedParameterUse
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.randomness import undisturbed
 from noisesam.gradients.recomputation import evaluate
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, call_model
+from noisesam.gradients.frozen_batch_norm import WrittenOut
 
 # Not public functions of torch: without them a checkpoint would not be set aside, or pass unseen, which tests of every
 # supported version look for.
@@ -38,7 +39,7 @@ def evaluate(model: nn.Module, inputs: Inputs, under: AbstractContextManager[Any
         inputs: The examples.
         under: What is active while the model runs, beside what is right for every pass.
     """
-    with _nothing_recomputed():
+    with _nothing_recomputed(), WrittenOut():
         return call_model(model, inputs, under)
 
 

@@ -14,7 +14,6 @@ from torch.func import vmap
 from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.factors import Dense, Factor
-from noisesam.gradients.frozen_batch_norm import written_out
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
@@ -89,7 +88,7 @@ class ReferenceEngine(Engine):
 
         def alone(weights: dict[str, Tensor], values: tuple[Tensor, ...]) -> Tensor:
             one = rebuild(tuple(value.unsqueeze(0) for value in values))
-            return evaluate(WithWeights(self.model, weights), one, under=written_out(self.model)).squeeze(0)
+            return evaluate(WithWeights(self.model, weights), one).squeeze(0)
 
         with warnings.catch_warnings(), _without_fused_inference():
             # vmap runs some operations one example at a time; that this engine is slow is known.
@@ -100,9 +99,7 @@ class ReferenceEngine(Engine):
         rows = []
         for i in range(examples):
             weights = {name: tensor[i] for name, tensor in stacked.items()}
-            rows.append(
-                evaluate(WithWeights(self.model, weights), take(inputs, slice(i, i + 1)), under=written_out(self.model))
-            )
+            rows.append(evaluate(WithWeights(self.model, weights), take(inputs, slice(i, i + 1))))
         return torch.cat(rows)
 
 

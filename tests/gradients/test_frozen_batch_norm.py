@@ -50,6 +50,26 @@ def test_gradients_are_those_of_a_scale_and_a_shift_whatever_the_memory_order(sh
             torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-13)  # sums of 75 terms
 
 
+def test_a_function_without_a_layer_is_written_out_in_per_example_passes():
+    weight, mean, variance = nn.Parameter(torch.randn(4)), torch.randn(4), torch.rand(4) + 0.5
+
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.head = weight, nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            images = torch.nn.functional.batch_norm(x, mean, variance, self.weight)
+            return self.head(images.flatten(2).transpose(1, 2).contiguous().tanh()).mean(1)
+
+    model, x, y = Functional(), torch.randn(3, 4, 1, 5), torch.arange(3)
+    whole, alone = (
+        mixed_point_gradient(model, x, y, rho=0.1, jacobian_at="perturbed", residual_at="perturbed", chunk_size=size)
+        for size in (None, 1)
+    )
+    assert relative_error(alone, whole) <= TOLERANCE
+
+
 class Tokens(nn.Module):
     """Images, normalised, then read as tokens: their output gradients come back with the channels last."""
 

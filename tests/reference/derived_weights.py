@@ -32,8 +32,18 @@ def without_gradient(weight: Tensor) -> Tensor:
 
 
 def rectified_in_place(weight: Tensor) -> Tensor:
+    return F.relu(weight.clone(), inplace=True)
+
+
+def rectified_square_in_place(weight: Tensor) -> Tensor:
+    square = weight * weight - 0.1
+    return F.relu(square, inplace=True)
+
+
+def met_before_and_after_it_was_written_to(weight: Tensor) -> Tensor:
     table = weight * 2
-    return F.relu(table, inplace=True)
+    before = table + 1
+    return F.relu(table, inplace=True) + before.square()
 
 
 # name: forward pass, parameters, shape of the inputs
@@ -66,6 +76,19 @@ HAND_WRITTEN: dict[str, tuple[Callable[[Written, Tensor], Tensor], dict[str, tup
     "divided by its detached norm": (lambda m, x: x @ (m.w / m.w.detach().norm()), {"w": (3, 4)}, ROWS),
     "divided by a norm without gradient": (lambda m, x: x @ (m.w / without_gradient(m.w)), {"w": (3, 4)}, ROWS),
     "rectified in place": (lambda m, x: x @ rectified_in_place(m.w), {"w": (3, 4)}, ROWS),
+    "rectified square in place": (lambda m, x: x @ rectified_square_in_place(m.w), {"w": (3, 4)}, ROWS),
+    "met before and after it was written to": (
+        lambda m, x: x @ met_before_and_after_it_was_written_to(m.w), {"w": (3, 4)}, ROWS),
+    "entries of a mask": (
+        lambda m, x: torch.outer(m.w.masked_select(m.mask > 0), m.v).sum(0) * x.sum(1, keepdim=True),
+        {"w": (4, 3), "v": (4,)}, ROWS),
+    "detached beside itself": (lambda m, x: x @ m.w.detach() + (x @ m.w).tanh(), {"w": (3, 4)}, ROWS),
+    "normalised columns": (lambda m, x: F.normalize(x) @ F.normalize(m.w, dim=0), {"w": (3, 4)}, ROWS),
+    "attention that sees only what was": (
+        lambda m, x: F.scaled_dot_product_attention(
+            x, x, x, attn_mask=m.b.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)).mean(1) @ m.w,
+        {"b": (7, 7), "w": (3, 4)}, SEQUENCES),
+    "divisor": (lambda m, x: F.linear(x, m.mask / (m.w + 3)), {"w": (4, 3)}, ROWS),
     "used twice": (lambda m, x: (lambda w: (x @ w).tanh() @ w.t())(m.w.exp()) @ m.v, {"w": (3, 6), "v": (3, 4)}, ROWS),
     "bias of a linear map": (lambda m, x: F.linear(x, m.w, m.b.exp()), {"w": (4, 3), "b": (4,)}, ROWS),
     "scale and shift of a normalisation": (

@@ -7,7 +7,7 @@ is. What has no rule is refused here and computed by the reference engine instea
 """
 
 from noisesam.gradients.engine.fast import FastEngine
-from noisesam.gradients.engine.interception import UnsupportedParameterUse
 from noisesam.gradients.engine.selection import engine_for
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 
 __all__ = ["FastEngine", "UnsupportedParameterUse", "engine_for"]

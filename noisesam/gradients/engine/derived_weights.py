@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from noisesam.gradients.engine import weight_functions
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.each_example import each
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, combine
 
 
@@ -39,6 +40,7 @@ class DerivedWeight:
         self.affine = call.affine
         self.form = call.form
         """"same", "transposed" or "reshaped" where v holds the entries of one parameter in that order, else None."""
+        self._state = _state(value)
         self.moved: list[Factor | None] = []
         """eps_i of the roots where v was met last; without any, v was met at w."""
 
@@ -46,6 +48,11 @@ class DerivedWeight:
     def is_moved(self) -> bool:
         """Whether v was met at w + eps_i."""
         return any(factor is not None for factor in self.moved)
+
+    def check(self) -> None:
+        """Refuse a value that has become another one since: written to, or returned by an autograd function of the model."""
+        if self._state != _state(self.value):
+            raise UnsupportedParameterUse("a weight computed from parameters is changed after it was computed")
 
     def at(self, known: dict[int, Any]) -> Tensor:
         """Return f at the values of the parameters in `known`, by identity, where results of calls are collected, too."""
@@ -71,6 +78,8 @@ class _Call:
         known: Mapping[int, DerivedWeight],
     ) -> None:
         self.function, self.args, self.kwargs, self.received = function, args, kwargs, received
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        self._constants = [(value, value._version) for value in given if not any(value is own for own in received)]
         self.sources = {id(value): known[id(value)] for value in received if id(value) in known}
         roots = (self.sources[id(value)].roots if id(value) in self.sources else [value] for value in received)
         self.roots = list({id(root): root for found in roots for root in found}.values())
@@ -87,6 +96,7 @@ class _Call:
 
     def repeat(self, known: dict[int, Any]) -> Any:
         """Call the function again, with other values of the parameters."""
+        self.check_constants()
 
         def other(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -97,6 +107,11 @@ class _Call:
         args, kwargs = tree_map(other, (self.args, self.kwargs))
         with nullcontext() if self.differentiable else torch.no_grad():
             return self.function(*args, **kwargs)
+
+    def check_constants(self) -> None:
+        """Refuse constants that are written to, by the call itself or after it."""
+        if any(value._version != version for value, version in self._constants):
+            raise UnsupportedParameterUse("a constant that meets a parameter is changed by the forward pass")
 
     def _form(self, value: Tensor) -> str | None:
         """Return how the output's entries lie to those of its only root, None where they are others."""
@@ -121,6 +136,10 @@ class _Call:
 
 def _turned(before: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(before.shape[::-1]), before.stride()[::-1]
+
+
+def _state(value: Tensor) -> tuple[int, bool, Any]:
+    return value._version, value.requires_grad, value.grad_fn
 
 
 def _is_view_from_the_start(value: Tensor, before: Tensor) -> bool:
@@ -179,12 +198,19 @@ class DerivedWeights:
         if not all(tracks(value) or value in self.constants for value in tensors):
             return None
         received = [value for value in tensors if tracks(value)]
-        if weight_functions.is_in_place(function) and (received[0] not in self or _shares_memory(received[0], self)):
-            return None  # a parameter itself would be changed
+        for value in received:
+            if value in self:
+                self._found[id(value)].check()
+        if weight_functions.is_in_place(function) and not self._may_be_written_to(received[0]):
+            return None
         call = _Call(function, args, kwargs, received, self._found)
         versions = [value._version for value in received]
         result = function(*args, **kwargs)
-        writes = any(value._version != before for value, before in zip(received, versions, strict=True))
+        call.check_constants()
+        written = [value for value, before in zip(received, versions, strict=True) if value._version != before]
+        writes = bool(written)
+        if not all(value is result and self._may_be_written_to(value) for value in written):
+            return None
         several = isinstance(result, (tuple, list))
         outputs = list(result) if several else [result]
         if not outputs or not all(isinstance(output, Tensor) for output in outputs):
@@ -207,6 +233,9 @@ class DerivedWeights:
     def perturbation(self, value: Tensor, of: Callable[[Tensor], Factor | None], examples: int) -> Factor | None:
         """Return f(w + eps_i) - f(w); `of` gives the parameters' eps_i."""
         weight = self._found[id(value)]
+        weight.check()
+        if not value.is_floating_point():
+            raise UnsupportedParameterUse("a parameter decides by a comparison what becomes of an activation")
         weight.moved = [of(root) for root in weight.roots]
         found = [factor for factor in weight.moved if factor is not None]
         if not found:
@@ -218,7 +247,9 @@ class DerivedWeights:
                 roots = zip(weight.roots, weight.moved, strict=True)
                 moved = [root.detach() + eps.tensor if isinstance(eps, Shared) else root.detach() for root, eps in roots]
                 return Shared(weight.of(*moved) - value.detach(), examples)
-            return Dense(each(weight.of, *self._roots_of(weight)) - value.detach())
+            moved = each(weight.of, *self._roots_of(weight))
+            # Where both are infinite, nothing changes.
+            return Dense((moved - value.detach()).masked_fill_(moved == value, 0.0))
 
     def record(self, value: Tensor, factor: Factor) -> tuple[Tensor, Factor] | None:
         """Keep a contribution to a derived weight's gradient, or return it as one to its parameter where it is one already."""
@@ -231,6 +262,17 @@ class DerivedWeights:
     def forget(self) -> None:
         """Drop what was recorded."""
         self._factors.clear()
+
+    def _may_be_written_to(self, value: Tensor) -> bool:
+        """Whether nothing else is changed when this is: no parameter, no other weight, no gradient that stays as it was."""
+        if value not in self or (value.requires_grad and not torch.is_grad_enabled()):
+            return False
+        others = (weight.value for weight in self._found.values() if weight.value is not value)
+        try:
+            place = value.untyped_storage().data_ptr()
+            return all(other.untyped_storage().data_ptr() != place for other in (*others, *self._found[id(value)].roots))
+        except (RuntimeError, NotImplementedError):
+            return False  # a tensor that does not say where it lies
 
     def settled(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
         """Yield parameter, per-example gradient (n, *shape) and whether autograd has not added it up; forget all recorded."""
@@ -256,15 +298,6 @@ class DerivedWeights:
         return [
             (_moved_root(root, factor), factor is not None) for root, factor in zip(weight.roots, weight.moved, strict=True)
         ]
-
-
-def _shares_memory(value: Tensor, weights: DerivedWeights) -> bool:
-    """Whether writing to a derived weight would write to one of its parameters."""
-    try:
-        places = [tensor.untyped_storage().data_ptr() for tensor in (value, *weights[value].roots)]
-    except (RuntimeError, NotImplementedError):
-        return True  # a tensor that does not say where it lies
-    return places[0] in places[1:]
 
 
 class _End(Function):

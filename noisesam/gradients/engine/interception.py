@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.recomputation import refuse_recomputation
 
 Rule = Callable[..., Any]
@@ -35,10 +36,6 @@ for _attribute in (
 ):  # fmt: skip
     if hasattr(torch.Tensor, _attribute):  # not every attribute exists in every version of torch
         _HARMLESS.add(getattr(torch.Tensor, _attribute).__get__)
-
-
-class UnsupportedParameterUse(Exception):  # noqa: N818 - a signal between engine and selection, never shown
-    """A torch function uses a parameter in a way for which no exact rule stands; the reference engine takes over."""
 
 
 def register_rule(*functions: Callable[..., Any], needs_activation: bool = False) -> Callable[[Rule], Rule]:
@@ -93,10 +90,10 @@ class Interception(TorchFunctionMode):
             try:
                 return rule(self.tape, func, *args, **kwargs)
             except UnsupportedParameterUse as unsupported:
-                reason = unsupported
+                reason = str(unsupported)  # the exception itself would hold this frame, and the model's with it
         result, derived = self.tape.derive(func, args, kwargs)
         if not derived:
-            raise reason or UnsupportedParameterUse(f"{_describe(func)} uses {self._first_name(args, kwargs)}")
+            raise UnsupportedParameterUse(reason or f"{_describe(func)} uses {self._first_name(args, kwargs)}")
         return result
 
     def _receives_parameter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, Shared
 
 

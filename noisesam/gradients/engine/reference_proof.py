@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, take
@@ -32,6 +35,11 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         InputError: The model does not repeat itself.
     """
     moved = MovedWeightsEngine(model, parameters)
+    places = _ReadsPlaces()
+    with places:
+        _found(moved, take(inputs, slice(0, 1)), None)
+    if places.found:
+        return "as_strided reads memory by its place, where a call has all examples' weights side by side"
     called = ReferenceEngine(model, parameters, Vectorisation(possible=False))
     size = batch_size(inputs)
     told = False
@@ -58,6 +66,19 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         if missed is not None:
             return f"a call with other weights misses a use of {missed!r}" if missed else "a call with other weights differs"
     return "" if told else None
+
+
+class _ReadsPlaces(TorchFunctionMode):
+    """Whether the model reads memory by its place."""
+
+    found = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Remember whether this is such a function."""
+        self.found |= func in (torch.as_strided, torch.Tensor.as_strided)
+        return func(*args, **(kwargs or {}))
 
 
 def _found(engine: Engine, one: Inputs, eps: dict[str, Factor] | None) -> tuple[Tensor, dict[str, Tensor]]:

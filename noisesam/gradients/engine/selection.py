@@ -8,6 +8,7 @@ from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from noisesam.errors import InputError, unknown_name
 from noisesam.gradients.batch import Inputs, trainable
@@ -60,6 +61,7 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
         InputError: The model mixes examples, has BatchNorm in training mode, or engine="fast" has no rule for it.
     """
     check_engine(engine)
+    _refuse_cached_weights(model)
     parameters = trainable(model)
     known = _KNOWN.setdefault(model, _Known())
     signature = _signature(model, parameters, inputs)
@@ -111,6 +113,16 @@ def _refuse_compiled(model: nn.Module) -> None:
                 expected="the module itself: per-example passes look at its layers",
                 remedy="Pass the original module to the method; compiled and original share their weights.",
             )
+
+
+def _refuse_cached_weights(model: nn.Module) -> None:
+    """Refuse a step inside torch's cache of reparametrised weights: they would stay at w."""
+    if parametrize._cache_enabled and any(parametrize.is_parametrized(module) for module in model.modules()):
+        raise InputError(
+            "A per-example pass inside torch.nn.utils.parametrize.cached()",
+            expected="weights that are computed anew from the parameters: at w + eps_i they are others",
+            remedy="Leave the block for the step; evaluation may stay inside.",
+        )
 
 
 def _refuse_shared_memory(parameters: dict[str, nn.Parameter]) -> None:

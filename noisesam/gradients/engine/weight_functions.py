@@ -27,8 +27,14 @@ _SUMS = _words("add sub neg __add__ __radd__ __sub__ __rsub__ __neg__ subtract n
 _PRODUCTS = _words("mul __mul__ __rmul__ multiply matmul mm mv __matmul__ linear")
 _QUOTIENTS = _words("div __truediv__ true_divide divide")
 _NO_VALUES = _words(
-    "__get__ __set__ __delete__ __setitem__ setitem register_hook register_post_accumulate_grad_hook retain_grad backward"
+    "__get__ __set__ __delete__ __setitem__ setitem register_hook register_post_accumulate_grad_hook retain_grad backward "
+    "detach_ requires_grad_ set_ resize_ as_strided as_strided_"
 )
+_RANDOM = _words(
+    "bernoulli bernoulli_ normal normal_ uniform_ random_ exponential_ geometric_ cauchy_ log_normal_ rand_like randn_like "
+    "randint_like multinomial poisson binomial rrelu rrelu_ gumbel_softmax empty_like new_empty new_empty_strided"
+)
+_KEEPING_STATISTICS = _words("batch_norm instance_norm")
 _IN_PLACE = _words("__iadd__ __isub__ __imul__ __itruediv__ __imatmul__ __ipow__")
 
 
@@ -44,8 +50,11 @@ def is_in_place(function: Callable[..., Any]) -> bool:
 
 
 def is_repeatable(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a value comes of calling the function and nothing else: no record is changed, no mask drawn."""
-    return "out" not in kwargs and name_of(function) not in _NO_VALUES and not drops(function, args, kwargs)
+    """Whether a value comes of calling the function and nothing else: no record is changed, no number drawn."""
+    name = name_of(function)
+    statistics = (kwargs.get("running_mean", args[1] if len(args) > 1 else None)) if name in _KEEPING_STATISTICS else None
+    refused = name in _NO_VALUES or name in _RANDOM or drops(function, args, kwargs)
+    return kwargs.get("out") is None and statistics is None and not refused
 
 
 def copies(function: Callable[..., Any]) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.lifting import each_row, lift
 from noisesam.gradients.engine.rules.linear import apply_linear, autocast_input
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 
 
 @register_rule(torch.nn.functional.multi_head_attention_forward, needs_activation=True)

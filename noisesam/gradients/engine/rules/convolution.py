@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.functional import pad
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.kernels import (
     OwnKernels,
     add_strided,
@@ -30,6 +30,7 @@ from noisesam.gradients.engine.layout import tape_of_rows
 from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products, writes_patches
 from noisesam.gradients.engine.rules.linear import autocast_input, not_a_view, product_factors
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, GramFactor, OuterProducts, Shared, known_form
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory_order import channels_last

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import tape_of_rows
 from noisesam.gradients.engine.lifting import aligned, each_row, lift
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 
 _NAMES = (
     "add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "clamp",

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import Function
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import examples_first
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Factor, GramFactor, Shared
 from noisesam.gradients.losses import accurate
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import examples_first, tape_of_rows
 from noisesam.gradients.engine.lifting import lift
 from noisesam.gradients.engine.rules.linear import apply_linear, autocast_input
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 
 
 @register_rule(torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__, needs_activation=True)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from noisesam.gradients.engine.interception import UnsupportedParameterUse, register_rule
+from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import examples_first, tape_of_rows
 from noisesam.gradients.engine.lifting import aligned, lift
 from noisesam.gradients.engine.rules.channel_normalisation import lies_in_planes, normalise_planes
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor
 from noisesam.gradients.frozen_batch_norm import normalise
 
