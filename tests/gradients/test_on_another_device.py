@@ -87,7 +87,11 @@ def test_convolutions_in_the_ways_of_a_gpu_are_exact(double, kind, side):
     same_on_both(model, inputs, torch.tensor([0, 3, 1]))
 
 
-@pytest.mark.parametrize("name", [*HAND_WRITTEN, *LAYERS])
+# The stand-in does not say where its tensors lie; then a weight that is written to is left to the slower engine.
+WRITTEN_TO = {"rectified in place", "rectified square in place", "met before and after it was written to"}
+
+
+@pytest.mark.parametrize("name", [name for name in (*HAND_WRITTEN, *LAYERS) if name not in WRITTEN_TO])
 def test_weights_computed_from_parameters_give_the_same_there(double, name):
     if name in HAND_WRITTEN:
         forward, parameters, shape = HAND_WRITTEN[name]

@@ -86,7 +86,8 @@ HAND_WRITTEN: dict[str, tuple[Callable[[Written, Tensor], Tensor], dict[str, tup
     "normalised columns": (lambda m, x: F.normalize(x) @ F.normalize(m.w, dim=0), {"w": (3, 4)}, ROWS),
     "attention that sees only what was": (
         lambda m, x: F.scaled_dot_product_attention(
-            x, x, x, attn_mask=m.b.masked_fill(torch.ones(7, 7, dtype=torch.bool).triu(1), -torch.inf)).mean(1) @ m.w,
+            x, x, x, attn_mask=m.b.masked_fill(torch.ones(7, 7, dtype=torch.bool, device=x.device).triu(1), -torch.inf)
+        ).mean(1) @ m.w,
         {"b": (7, 7), "w": (3, 4)}, SEQUENCES),
     "divisor": (lambda m, x: F.linear(x, m.mask / (m.w + 3)), {"w": (4, 3)}, ROWS),
     "used twice": (lambda m, x: (lambda w: (x @ w).tanh() @ w.t())(m.w.exp()) @ m.v, {"w": (3, 6), "v": (3, 4)}, ROWS),
