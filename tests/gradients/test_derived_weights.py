@@ -20,6 +20,7 @@ from noisesam.errors import InputError
 from noisesam.gradients import mixed_point_gradient, register_rule
 from noisesam.gradients.engine import engine_for, interception
 from noisesam.gradients.engine.constants import Constants
+from noisesam.gradients.engine.each_example import each
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.factors import Dense, OuterProducts
 
@@ -237,3 +238,11 @@ def test_transposes_copies_and_new_shapes_keep_the_form_of_their_gradient():
     assert {name: type(factor) for name, factor in factors.items()} == {"w": OuterProducts, "g": Dense, "v": OuterProducts}
     forms = {weight.form for weight in point.tape._derived._found.values()}
     assert forms == {"transposed", "reshaped", "same"}
+
+
+def test_a_function_that_vmap_has_no_rule_for_is_repeated_one_example_after_the_other():
+    rows, shared = torch.randn(4, 3), torch.randn(3)
+    found = each(lambda row, other: (row * float(row.sum()), other + row), (rows, True), (shared, False))
+    torch.testing.assert_close(found[0], rows * rows.sum(1, keepdim=True), rtol=0, atol=0)
+    torch.testing.assert_close(found[1], rows + shared, rtol=0, atol=0)
+    assert torch.equal(each(lambda row: row * float(row.sum()), (rows, True)), found[0])

@@ -82,7 +82,8 @@ HAND_WRITTEN: dict[str, tuple[Callable[[Written, Tensor], Tensor], dict[str, tup
     "entries of a mask": (
         lambda m, x: torch.outer(m.w.masked_select(m.mask > 0), m.v).sum(0) * x.sum(1, keepdim=True),
         {"w": (4, 3), "v": (4,)}, ROWS),
-    "detached beside itself": (lambda m, x: x @ m.w.detach() + (x @ m.w).tanh(), {"w": (3, 4)}, ROWS),
+    "detached beside itself": (
+        lambda m, x: (x @ m.v).tanh() @ m.w.detach() + (x @ m.v) @ m.w, {"v": (3, 3), "w": (3, 4)}, ROWS),
     "normalised columns": (lambda m, x: F.normalize(x) @ F.normalize(m.w, dim=0), {"w": (3, 4)}, ROWS),
     "attention that sees only what was": (
         lambda m, x: F.scaled_dot_product_attention(

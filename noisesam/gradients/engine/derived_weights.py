@@ -96,7 +96,8 @@ class _Call:
 
     def repeat(self, known: dict[int, Any]) -> Any:
         """Call the function again, with other values of the parameters."""
-        self.check_constants()
+        if any(value._version != version for value, version in self._constants):
+            raise UnsupportedParameterUse("a constant that meets a parameter is changed by the forward pass")
 
         def other(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -107,11 +108,6 @@ class _Call:
         args, kwargs = tree_map(other, (self.args, self.kwargs))
         with nullcontext() if self.differentiable else torch.no_grad():
             return self.function(*args, **kwargs)
-
-    def check_constants(self) -> None:
-        """Refuse constants that are written to, by the call itself or after it."""
-        if any(value._version != version for value, version in self._constants):
-            raise UnsupportedParameterUse("a constant that meets a parameter is changed by the forward pass")
 
     def _form(self, value: Tensor) -> str | None:
         """Return how the output's entries lie to those of its only root, None where they are others."""
@@ -206,7 +202,6 @@ class DerivedWeights:
         call = _Call(function, args, kwargs, received, self._found)
         versions = [value._version for value in received]
         result = function(*args, **kwargs)
-        call.check_constants()
         written = [value for value, before in zip(received, versions, strict=True) if value._version != before]
         writes = bool(written)
         if not all(value is result and self._may_be_written_to(value) for value in written):
