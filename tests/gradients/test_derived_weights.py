@@ -246,3 +246,10 @@ def test_a_function_that_vmap_has_no_rule_for_is_repeated_one_example_after_the_
     torch.testing.assert_close(found[0], rows * rows.sum(1, keepdim=True), rtol=0, atol=0)
     torch.testing.assert_close(found[1], rows + shared, rtol=0, atol=0)
     assert torch.equal(each(lambda row: row * float(row.sum()), (rows, True)), found[0])
+
+
+def test_an_einsum_that_is_a_linear_map_copies_no_weight_for_every_example():
+    model, x = Written(lambda m, x: torch.einsum("bd,dp->bp", x, m.w), w=(3, 4)), torch.randn(*ROWS)
+    point = FastEngine(model, dict(model.named_parameters())).at(x)
+    factor = point.per_example_gradient(torch.ones_like(point.logits)).factors["w"]
+    assert isinstance(factor, OuterProducts)

@@ -111,6 +111,9 @@ HAND_WRITTEN: dict[str, tuple[Callable[[Written, Tensor], Tensor], dict[str, tup
     "exponent": (lambda m, x: (x.square() + 0.1).pow(m.g) @ m.w, {"g": (3,), "w": (3, 4)}, ROWS),
     "in the place of masked entries": (lambda m, x: torch.where(x > 0, x, m.g) @ m.w, {"g": (3,), "w": (3, 4)}, ROWS),
     "einsum": (lambda m, x: torch.einsum("btd,dp->bp", x, m.w), {"w": (3, 4)}, SEQUENCES),
+    "einsum as a linear map": (
+        lambda m, x: torch.einsum("btd,pd->btp", torch.einsum("btd,dp->btp", x, m.w).tanh(), m.v).sum(1),
+        {"w": (3, 5), "v": (4, 5)}, SEQUENCES),
     "einsum over heads": (
         lambda m, x: torch.einsum("btd,dhe->bthe", x, m.w).tanh().sum((1, 2)) @ m.v, {"w": (3, 2, 5), "v": (5, 4)}, SEQUENCES),
     "einsum of a derived weight": (lambda m, x: torch.einsum("bd,pd->bp", x, m.w.exp()), {"w": (4, 3)}, ROWS),

@@ -26,7 +26,8 @@ from noisesam.gradients.engine import weight_functions
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.each_example import each
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
-from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, combine
+from noisesam.gradients.engine.weight_forms import Form, form_of, in_form
+from noisesam.gradients.factors import Dense, Factor, Shared, combine
 
 
 class DerivedWeight:
@@ -39,7 +40,7 @@ class DerivedWeight:
         self.roots = call.roots
         self.affine = call.affine
         self.form = call.form
-        """"same", "transposed" or "reshaped" where v holds the entries of one parameter in that order, else None."""
+        """How the entries of v lie to those of its only parameter, None where they are others."""
         self._state = _state(value)
         self.moved: list[Factor | None] = []
         """eps_i of the roots where v was met last; without any, v was met at w."""
@@ -83,7 +84,7 @@ class _Call:
         self.sources = {id(value): known[id(value)] for value in received if id(value) in known}
         roots = (self.sources[id(value)].roots if id(value) in self.sources else [value] for value in received)
         self.roots = list({id(root): root for found in roots for root in found}.values())
-        self.form: str | None = None
+        self.form: Form | None = None
         self.affine = self.differentiable = self.writes = False
 
     def made(self, outputs: list[Tensor], *, writes: bool) -> None:
@@ -109,44 +110,17 @@ class _Call:
         with nullcontext() if self.differentiable else torch.no_grad():
             return self.function(*args, **kwargs)
 
-    def _form(self, value: Tensor) -> str | None:
-        """Return how the output's entries lie to those of its only root, None where they are others."""
+    def _form(self, value: Tensor) -> Form | None:
         if len(self.received) != 1:
             return None
-        before = self.received[0]
-        source = self.sources.get(id(before))
-        inherited = "same" if source is None else source.form
-        if inherited is None or value.device != before.device or not value.is_floating_point():
-            return None
-        if value.shape == before.shape and weight_functions.copies(self.function):
-            return inherited
-        if not _is_view_from_the_start(value, before):
-            return None
-        if value.shape == before.shape and value.stride() == before.stride():
-            return inherited
-        if inherited != "reshaped" and value.dim() == 2 and (tuple(value.shape), value.stride()) == _turned(before):
-            return "transposed" if inherited == "same" else "same"
-        whole = value.numel() == before.numel() and value.is_contiguous() and before.is_contiguous()
-        return "reshaped" if whole and inherited != "transposed" else None
-
-
-def _turned(before: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(before.shape[::-1]), before.stride()[::-1]
+        source = self.sources.get(id(self.received[0]))
+        return form_of(
+            value, self.received[0], "same" if source is None else source.form, weight_functions.copies(self.function)
+        )
 
 
 def _state(value: Tensor) -> tuple[int, bool, Any]:
     return value._version, value.requires_grad, value.grad_fn
-
-
-def _is_view_from_the_start(value: Tensor, before: Tensor) -> bool:
-    """Whether both show the same memory as the same kind of numbers: shape and stride then say which entry lies where."""
-    kind = value.dtype == before.dtype and value.is_neg() == before.is_neg() and value.is_conj() == before.is_conj()
-    return kind and _base(value) is _base(before) and value.storage_offset() == before.storage_offset()
-
-
-def _base(value: Tensor) -> Tensor:
-    base = value._base if value._is_view() else None
-    return value if base is None else base
 
 
 class DerivedWeights:
@@ -236,12 +210,12 @@ class DerivedWeights:
         if not found:
             return None
         if weight.form is not None:
-            return _in_form(found[0], weight.form, value.shape)
+            return in_form(found[0], weight.form, value.shape)
         with torch.no_grad():
             if all(isinstance(factor, Shared) for factor in found):
-                roots = zip(weight.roots, weight.moved, strict=True)
-                moved = [root.detach() + eps.tensor if isinstance(eps, Shared) else root.detach() for root, eps in roots]
-                return Shared(weight.of(*moved) - value.detach(), examples)
+                pairs = zip(weight.roots, weight.moved, strict=True)
+                roots = [root.detach() + eps.tensor if isinstance(eps, Shared) else root.detach() for root, eps in pairs]
+                return Shared(weight.of(*roots) - value.detach(), examples)
             moved = each(weight.of, *self._roots_of(weight))
             # Where both are infinite, nothing changes.
             return Dense((moved - value.detach()).masked_fill_(moved == value, 0.0))
@@ -250,7 +224,7 @@ class DerivedWeights:
         """Keep a contribution to a derived weight's gradient, or return it as one to its parameter where it is one already."""
         weight = self._found[id(value)]
         if weight.form is not None:
-            return weight.roots[0], _in_form(factor, weight.form, weight.roots[0].shape)
+            return weight.roots[0], in_form(factor, weight.form, weight.roots[0].shape)
         self._factors.setdefault(id(weight), (weight, []))[1].append(factor)
         return None
 
@@ -313,18 +287,3 @@ class _End(Function):
 
 def _moved_root(root: Tensor, factor: Factor | None) -> Tensor:
     return root.detach() if factor is None else root.detach() + factor.dense().to(root.dtype)
-
-
-def _in_form(factor: Factor, form: str, shape: torch.Size) -> Factor:
-    """Return the tensors of a parameter for a weight of this form, or the other way round; factors stay factors."""
-    if form == "same":
-        return factor
-    if form == "reshaped":
-        if isinstance(factor, Shared):
-            return Shared(factor.tensor.reshape(shape), factor.examples)
-        return Dense(factor.dense().flatten(1).unflatten(1, shape) if shape else factor.dense().flatten(1).squeeze(1))
-    if isinstance(factor, Shared):
-        return Shared(factor.tensor.t(), factor.examples)
-    if isinstance(factor, OuterProducts) and len(factor.shape) == 2:
-        return OuterProducts(factor.right, factor.unscaled_left, factor.shape[::-1], factor.scale)
-    return Dense(factor.dense().transpose(1, 2))

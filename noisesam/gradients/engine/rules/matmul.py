@@ -1,4 +1,4 @@
-"""Products x @ W (+ b) with a weight as the right operand: a linear map whose weight is stored transposed."""
+"""Products x @ W (+ b) and einsum: linear maps where they are such, else weights that every example has of its own."""
 
 from __future__ import annotations
 
@@ -55,13 +55,16 @@ def addmm_rule(
 
 @register_rule(torch.einsum, torch.functional.einsum, needs_activation=True)
 def einsum_rule(tape: Tape, function: Callable[..., Any], equation: Any, *operands: Any) -> Tensor:
-    """Contract activations, whose first axis is the examples', with weights that every example has of its own."""
+    """Contract activations, whose first axis is the examples', with weights: as a linear map, or one of each example's own."""
     if not isinstance(equation, str):
         raise UnsupportedParameterUse("'einsum' contracts a parameter by lists of numbers")
     values = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else list(operands)
     terms, arrow, output = equation.replace(" ", "").partition("->")
     labels = terms.split(",")
     first = {term[0] for term, value in zip(labels, values, strict=True) if not tape.tracks(value) and term}
+    if len(values) == 2 and not tape.tracks(values[0]) and _is_linear(labels[0], labels[1], output):
+        positions, back = examples_first(tape, autocast_input(values[0]), 1, "'einsum'")
+        return back(apply_linear(tape, positions, values[1], None, transposed=labels[1][0] == labels[0][-1]))
     plain = arrow and "." not in equation and len(first) == 1 and output[:1] in first
     if not plain:
         raise UnsupportedParameterUse(f"'einsum' contracts a parameter by {equation!r}")
@@ -72,3 +75,11 @@ def einsum_rule(tape: Tape, function: Callable[..., Any], equation: Any, *operan
     own = [example + term if tape.tracks(value) else term for term, value in zip(labels, values, strict=True)]
     lifted = [lift(rows, value) if tape.tracks(value) else value for value in values]
     return function(",".join(own) + "->" + output, *lifted)
+
+
+def _is_linear(inputs: str, weight: str, output: str) -> bool:
+    """Whether a matrix meets the last axis of the inputs and puts another in its place."""
+    seen, others = inputs[-1:], inputs[:-1]
+    if len(set(inputs)) < len(inputs) or "." in inputs or not others or len(weight) != 2 or weight.count(seen) != 1:
+        return False
+    return output == others + weight.replace(seen, "")
