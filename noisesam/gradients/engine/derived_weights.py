@@ -39,7 +39,7 @@ class DerivedWeight:
         self.place = place
         self.roots = call.roots
         self.affine = call.affine
-        self.form = call.form
+        self.form: Form | None = call.form
         """How the entries of v lie to those of its only parameter, None where they are others."""
         self._state = _state(value)
         self.moved: list[Factor | None] = []
