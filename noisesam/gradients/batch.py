@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,10 +24,10 @@ def call_model(model: nn.Module, inputs: Inputs, under: AbstractContextManager[A
     Args:
         model: The model.
         inputs: The examples.
-        under: What is active while the model runs, beside what is right for every pass.
+        under: What is active while the model runs; None writes its frozen BatchNorm layers out.
     """
     try:
-        with written_out(model), under or nullcontext():
+        with written_out(model) if under is None else under:
             if isinstance(inputs, Tensor):
                 output = model(inputs)
             elif isinstance(inputs, dict):

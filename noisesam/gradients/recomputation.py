@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def evaluate(model: nn.Module, inputs: Inputs, under: AbstractContextManager[Any
         under: What is active while the model runs, beside what is right for every pass.
     """
     with _nothing_recomputed(), WrittenOut():
-        return call_model(model, inputs, under)
+        return call_model(model, inputs, under or nullcontext())
 
 
 _lock = threading.Lock()

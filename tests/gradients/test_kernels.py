@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from noisesam.gradients.engine import kernels
+from noisesam.gradients.engine import kernels, strided
 from noisesam.gradients.engine.kernels import OwnKernels, convolve_each, kernel_gradients, pull_back_each
 from noisesam.gradients.engine.patches import Geometry, written_patches
+from noisesam.gradients.engine.strided import pull_back_by_phases
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense
 from noisesam.gradients.memory_order import channels_last
@@ -21,6 +22,7 @@ GEOMETRIES = {
     "plain": Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1),
     "strided": Geometry((3, 2), (2, 1), (1, 0), (1, 1), 1),
     "dilated": Geometry((2, 3), (1, 2), (2, 1), (2, 1), 1),
+    "wide steps": Geometry((2, 4), (3, 3), (0, 3), (1, 2), 1),
 }
 
 
@@ -30,9 +32,10 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("way", ["grouped", "loop", "unfolded"])
+@pytest.mark.parametrize("way", ["grouped", "loop", "unfolded", "phases"])
 def test_every_way_is_one_convolution_per_example(monkeypatch, way, geometry, order):
     monkeypatch.setattr(kernels, "_way", lambda *_, **__: way)
+    monkeypatch.setattr(kernels, "_way_back", lambda *_, **__: way)
     chosen = GEOMETRIES[geometry]
     n, inputs, outputs = 3, 5, 4
     x = drawn(n, inputs, 7, 6, seed=0).contiguous(memory_format=ORDERS[order])
@@ -50,6 +53,38 @@ def test_every_way_is_one_convolution_per_example(monkeypatch, way, geometry, or
     found = kernel_gradients(dy, x, weight, chosen)
     torch.testing.assert_close(found, kernel_gradient, **close)
     torch.testing.assert_close(Dense(found).squared_norm(), kernel_gradient.flatten(1).square().sum(1), **close)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(30))
+def test_phases_are_the_reverse_of_a_strided_convolution(monkeypatch, seed, axes):
+    monkeypatch.setattr(strided, "AT_ONCE", strided.AT_ONCE if seed % 3 else 1)  # at once, or one example after the other
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> tuple[int, ...]:
+        return tuple(torch.randint(low, high, (axes,), generator=generator).tolist())
+
+    kernel, holes, groups = draw(1, 5), draw(1, 3), 1 + seed % 2
+    geometry = Geometry(kernel, draw(1, 4), draw(0, 3), holes, groups)
+    reach = [1 + hole * (size - 1) for size, hole in zip(kernel, holes, strict=True)]
+    sides = [max(1, size + more - 2 * p) for size, more, p in zip(reach, draw(0, 5), geometry.padding, strict=True)]
+    check_phases(geometry, sides, seed)
+
+
+def test_phases_leave_out_what_falls_into_the_padding_alone():
+    """With kernels wider than the images some of their offsets meet no pixel from anywhere."""
+    check_phases(Geometry((4, 4), (1, 2), (3, 3), (2, 2), 1), [2, 3], seed=0)
+
+
+def check_phases(geometry: Geometry, sides: list[int], seed: int) -> None:
+    groups = geometry.groups
+    x = drawn(2, 2 * groups, *sides, seed=seed).requires_grad_()
+    own = drawn(2, 3 * groups, 2, *geometry.kernel, seed=seed + 100)
+    outputs = torch.cat([geometry.convolve(one[None], each, None) for one, each in zip(x, own, strict=True)])
+    dy = drawn(*outputs.shape, seed=seed + 200)
+    (expected,) = torch.autograd.grad(outputs, x, dy)
+    found = pull_back_by_phases(dy, own, tuple(sides), geometry)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)  # some hundred products summed in another order
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -121,6 +156,7 @@ def test_a_kernel_that_has_changed_is_written_anew():
 @pytest.mark.parametrize("way", ["grouped", "loop", "unfolded"])
 def test_patches_written_out_in_parts_give_what_all_at_once_give(monkeypatch, way):
     monkeypatch.setattr(kernels, "_way", lambda *_, **__: way)
+    monkeypatch.setattr(kernels, "_way_back", lambda *_, **__: way)
     chosen, weight = GEOMETRIES["plain"], drawn(4, 3, 3, 3, seed=6)
     x, dy, eps = drawn(5, 3, 6, 6, seed=7), drawn(5, 4, 6, 6, seed=8), drawn(5, 4, 3, 3, 3, seed=9)
     found = []

@@ -1,8 +1,9 @@
-"""Convolutions in which every example has a kernel of its own, three ways, and the fixed choice between them.
+"""Convolutions in which every example has a kernel of its own, four ways, and the fixed choice between them.
 
 grouped   one convolution with n times the groups: right for small kernels over many positions
 loop      one convolution per example: right for large kernels on a CPU, keeps channels-last images as they are
 unfolded  patches written out and one batched product: right for few input channels, and on a GPU, where both others are slow
+phases    one batched product, summed up by residues of the stride: right for most strided input gradients on a CPU
 
 The choice depends on shapes and device alone, never on a clock, so that two runs compute the same bits.
 """
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import fold
 
 from noisesam.gradients.engine.patches import Geometry, written_patches
+from noisesam.gradients.engine.strided import pull_back_by_phases
 from noisesam.gradients.factors import Dense
 from noisesam.gradients.memory_order import channels_last, order_of
 
@@ -29,7 +31,10 @@ SMALL_KERNEL = 18_000
 GROUPED_PER_WEIGHT = 1.0
 GROUPED_GRADIENT_PER_WEIGHT = 5.0
 SHIFT_PER_ENTRY = 3.5
-STRIDED_GROUPED_INPUT_GRADIENT = 10.0
+# Input gradients with a stride: products cost so many times more, one by one and by phases, and phases are summed.
+STRIDED_LOOP = 4.0
+PHASES = 2.6
+PHASES_PER_ENTRY = 1.1
 REORDERING = 2.0
 # On a GPU a Gram matrix is cheap up to this many positions; above it patches are written out.
 GPU_GRAM_POSITIONS = 256
@@ -81,26 +86,41 @@ def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, no
         phases *= min(step, size)
     channels = weight.shape[1:].numel() if geometry.dilated else inputs * phases
     gram = (1 if norms_only else 3) * positions**2 * ((channels + outputs) * PER_PRODUCT + SHIFT_PER_ENTRY * phases)
-    later = 0 if norms_only else 2  # uses of the kernels after their gradient
+    later = 0 if norms_only else 1 if geometry.strided else 2  # uses of the kernels after their gradient
     grouped = products + max(0, weight.numel() - SMALL_KERNEL) * (GROUPED_GRADIENT_PER_WEIGHT + later * GROUPED_PER_WEIGHT)
-    if geometry.strided and later:
-        grouped += STRIDED_GROUPED_INPUT_GRADIENT * products
     loop = products + (1 + later) * (CALL + weight.numel() * LOOP_PER_WEIGHT)
-    return gram < min(grouped, loop)
+    strided = min(_strided_costs(dy, weight.numel(), geometry)) if geometry.strided and not norms_only else 0.0
+    return gram < min(grouped, loop) + strided
 
 
-def _way(like: Tensor, weight_size: int, per_weight: float, extra: float = 0.0, *, few_inputs: bool = False) -> str:
+def _way(like: Tensor, weight_size: int, per_weight: float, *, few_inputs: bool = False) -> str:
     if like.device.type != "cpu":
         return "unfolded" if like.dim() == 4 else "grouped"
     if few_inputs:
         return "unfolded"
-    grouped = max(0, weight_size - SMALL_KERNEL) * per_weight + extra
-    loop = CALL + weight_size * LOOP_PER_WEIGHT
-    if channels_last(like):
-        grouped += (
-            2 * like.shape[1:].numel() * REORDERING
-        )  # the grouped form needs the images, and leaves its results, in another order
-    return "loop" if loop < grouped else "grouped"
+    grouped = max(0, weight_size - SMALL_KERNEL) * per_weight + _reordering(like)
+    return "loop" if CALL + weight_size * LOOP_PER_WEIGHT < grouped else "grouped"
+
+
+def _way_back(dy: Tensor, x: Tensor, weight_size: int, geometry: Geometry) -> str:
+    if not geometry.strided or x.device.type != "cpu":
+        return _way(x, weight_size, GROUPED_PER_WEIGHT)
+    phases, loop = _strided_costs(dy, weight_size, geometry)
+    return "loop" if loop < phases + _reordering(x) else "phases"
+
+
+def _strided_costs(dy: Tensor, weight_size: int, geometry: Geometry) -> tuple[float, float]:
+    """Return what the input gradient of a strided convolution costs by phases, and one by one."""
+    positions = dy.shape[2:].numel()
+    products = positions * weight_size * PER_PRODUCT
+    entries = positions * (weight_size // dy.shape[1]) * geometry.groups
+    phases = PHASES * products + PHASES_PER_ENTRY * entries + max(0, weight_size - SMALL_KERNEL) * GROUPED_PER_WEIGHT
+    return phases, STRIDED_LOOP * products + CALL + weight_size * LOOP_PER_WEIGHT
+
+
+def _reordering(images: Tensor) -> float:
+    """Return what it costs where images, and their results, lie with the channels last, which grouped forms cannot read."""
+    return 2 * images.shape[1:].numel() * REORDERING if channels_last(images) else 0.0
 
 
 def _few_inputs(images: Tensor, geometry: Geometry) -> bool:
@@ -155,8 +175,9 @@ def pull_back_each(dy: Tensor, x: Tensor, own: OwnKernels, geometry: Geometry) -
         kernels = own.all()
         found = torch.bmm(kernels.flatten(2).transpose(1, 2), dy.flatten(2)).view(n, x.shape[1], *dy.shape[2:])
         return add_strided(torch.zeros_like(x), found, geometry) if geometry.strided else found
-    strided = STRIDED_GROUPED_INPUT_GRADIENT * dy.shape[2:].numel() * size * PER_PRODUCT if geometry.strided else 0.0
-    way = _way(x, size, GROUPED_PER_WEIGHT, strided)
+    way = _way_back(dy, x, size, geometry)
+    if way == "phases":
+        return pull_back_by_phases(dy, own.all(), tuple(x.shape[2:]), geometry)
     if way == "loop":
         return _stacked(
             x, n, (geometry.pull_back(dy[i : i + 1], x[i : i + 1], kernel, (True, False))[0] for i, kernel in own.each(n))
