@@ -44,8 +44,12 @@ class WrittenOut(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Write the one function out and leave all others as they are."""
-        kwargs = kwargs or {}
-        return _batch_norm(*args, **kwargs) if func is torch.nn.functional.batch_norm else func(*args, **kwargs)
+        return plain(func)(*args, **(kwargs or {}))
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `batch_norm` as it is written out, and every other function as it is."""
+    return _batch_norm if function is torch.nn.functional.batch_norm else function
 
 
 def _batch_norm(

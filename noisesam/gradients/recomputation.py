@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -37,10 +37,11 @@ def evaluate(model: nn.Module, inputs: Inputs, under: AbstractContextManager[Any
     Args:
         model: The model.
         inputs: The examples.
-        under: What is active while the model runs, beside what is right for every pass.
+        under: What is active while the model runs, if it takes care of BatchNorm itself: a second mode costs time at every
+            function of the model.
     """
-    with _nothing_recomputed(), WrittenOut():
-        return call_model(model, inputs, under or nullcontext())
+    with _nothing_recomputed():
+        return call_model(model, inputs, under or WrittenOut())
 
 
 _lock = threading.Lock()

@@ -253,3 +253,19 @@ def test_an_einsum_that_is_a_linear_map_copies_no_weight_for_every_example():
     point = FastEngine(model, dict(model.named_parameters())).at(x)
     factor = point.per_example_gradient(torch.ones_like(point.logits)).factors["w"]
     assert isinstance(factor, OuterProducts)
+
+
+def test_what_receives_something_of_the_examples_at_any_depth_is_no_constant():
+    table, of_the_data = torch.randn(4, 3), torch.tensor([1, 0])
+    constants = Constants([table])
+    two = constants.call(torch.Tensor.new_tensor, (table, 2), {})
+    assert two in constants
+    assert constants.call(torch.Tensor.__getitem__, (table, slice(0, two.long())), {}) not in constants  # made elsewhere
+    for arguments, named in (
+        ((table, ([of_the_data], slice(None))), {}),
+        ((table, slice(of_the_data[1], of_the_data[0])), {}),
+        ((table,), {"options": {"index": (of_the_data,)}}),
+    ):
+        assert constants.call(lambda table, *_, **__: table + 0, arguments, named) not in constants
+    assert constants.call(torch.cat, ([table, table],), {}) in constants
+    assert all(value in constants for value in constants.call(torch.Tensor.max, (table, 0), {}))

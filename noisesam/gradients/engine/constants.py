@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from noisesam.gradients.engine.arguments import tensors_in
 
 
 class Constants:
@@ -30,14 +31,14 @@ class Constants:
 
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and remember what it returns where it receives no tensor but constants."""
-        received = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if not all(value in self for value in received):
-            return function(*args, **kwargs)
-        held = any(self.holds(value) for value in received)
+        held = False
+        for value in tensors_in((args, kwargs)):
+            if value not in self:
+                return function(*args, **kwargs)
+            held = held or self.holds(value)
         result = function(*args, **kwargs)
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._add(value, held)
+        for value in tensors_in((result,)):
+            self._add(value, held)
         return result
 
     def _add(self, value: Tensor, held: bool) -> None:

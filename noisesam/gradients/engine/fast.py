@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,18 @@ class FastEngine(Engine):
     ) -> TapedPoint:
         """Evaluate the model at w, or at w + eps_i."""
         before = previous.tape if isinstance(previous, TapedPoint) else None
-        trainable = {id(parameter) for parameter in self.parameters.values()}
-        held = itertools.chain(self.model.buffers(), (own for own in self.model.parameters() if id(own) not in trainable))
-        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume, Constants(held))
+        constants = Constants(self._held())
+        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume, constants)
         output = evaluate(self.model, inputs, under=Interception(tape))
         return TapedPoint(tape, output, self.parameters)
+
+    def _held(self) -> Iterator[Tensor]:
+        """Yield what the model holds beside its trainable parameters."""
+        trainable = {id(parameter) for parameter in self.parameters.values()}
+        for module in self.model.modules():
+            for own in itertools.chain(module._buffers.values(), module._parameters.values()):
+                if own is not None and id(own) not in trainable:
+                    yield own
 
 
 class TapedPoint(Point):

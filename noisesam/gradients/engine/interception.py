@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.frozen_batch_norm import plain
 from noisesam.gradients.recomputation import refuse_recomputation
 
 Rule = Callable[..., Any]
@@ -83,7 +85,7 @@ class Interception(TorchFunctionMode):
         if func in _HARMLESS:
             return func(*args, **kwargs)
         if not self._receives_parameter(args, kwargs):
-            return self.tape.constants.call(func, args, kwargs)
+            return self.tape.constants.call(plain(func), args, kwargs)
         refuse_recomputation()
         rule, reason = _RULES.get(func), None
         if rule is not None and not (func in _NEEDS_ACTIVATION and self._receives_weights_alone(args, kwargs)):
@@ -97,24 +99,16 @@ class Interception(TorchFunctionMode):
         return result
 
     def _receives_parameter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return any(True for _ in self._parameters(args, kwargs))
+        return next(self._parameters(args, kwargs), None) is not None
 
     def _receives_weights_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return all(self.tape.tracks(value) or self.tape.constants.holds(value) for value in _tensors(args, kwargs))
+        return all(self.tape.tracks(value) or self.tape.constants.holds(value) for value in tensors_in((args, kwargs)))
 
     def _first_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return f"the parameter {self.tape.name(next(self._parameters(args, kwargs)))!r}"
 
     def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-        return (value for value in _tensors(args, kwargs) if self.tape.tracks(value))
-
-
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from (element for element in value if isinstance(element, Tensor))
+        return (value for value in tensors_in((args, kwargs)) if self.tape.tracks(value))
 
 
 def _describe(function: Callable[..., Any]) -> str:
