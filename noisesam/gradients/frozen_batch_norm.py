@@ -44,11 +44,11 @@ class WrittenOut(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Write the one function out and leave all others as they are."""
-        return plain(func)(*args, **(kwargs or {}))
+        return as_arithmetic(func)(*args, **(kwargs or {}))
 
 
-def plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `batch_norm` as it is written out, and every other function as it is."""
+def as_arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what stands for a function: `batch_norm` written out, every other as it is."""
     return _batch_norm if function is torch.nn.functional.batch_norm else function
 
 

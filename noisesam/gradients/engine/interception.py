@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
-from noisesam.gradients.frozen_batch_norm import plain
+from noisesam.gradients.frozen_batch_norm import as_arithmetic
 from noisesam.gradients.recomputation import refuse_recomputation
 
 Rule = Callable[..., Any]
@@ -85,7 +85,7 @@ class Interception(TorchFunctionMode):
         if func in _HARMLESS:
             return func(*args, **kwargs)
         if not self._receives_parameter(args, kwargs):
-            return self.tape.constants.call(plain(func), args, kwargs)
+            return self.tape.constants.call(as_arithmetic(func), args, kwargs)
         refuse_recomputation()
         rule, reason = _RULES.get(func), None
         if rule is not None and not (func in _NEEDS_ACTIVATION and self._receives_weights_alone(args, kwargs)):
