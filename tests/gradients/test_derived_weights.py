@@ -258,14 +258,23 @@ def test_an_einsum_that_is_a_linear_map_copies_no_weight_for_every_example():
 def test_what_receives_something_of_the_examples_at_any_depth_is_no_constant():
     table, of_the_data = torch.randn(4, 3), torch.tensor([1, 0])
     constants = Constants([table])
-    two = constants.call(torch.Tensor.new_tensor, (table, 2), {})
-    assert two in constants
-    assert constants.call(torch.Tensor.__getitem__, (table, slice(0, two.long())), {}) not in constants  # made elsewhere
+    assert constants.call(torch.Tensor.new_tensor, (table, 2), {}) in constants
     for arguments, named in (
         ((table, ([of_the_data], slice(None))), {}),
-        ((table, slice(of_the_data[1], of_the_data[0])), {}),
         ((table,), {"options": {"index": (of_the_data,)}}),
     ):
         assert constants.call(lambda table, *_, **__: table + 0, arguments, named) not in constants
+    bounds = slice(of_the_data[1], of_the_data[0])  # numbers, as if .item() had been asked of them
+    assert constants.call(torch.Tensor.__getitem__, (table, bounds), {}) in constants
     assert constants.call(torch.cat, ([table, table],), {}) in constants
     assert all(value in constants for value in constants.call(torch.Tensor.max, (table, 0), {}))
+
+
+def test_a_bound_that_comes_of_the_data_cuts_tables_of_parameters_and_of_buffers_alike():
+    def cut(model: Written, x: Tensor) -> Tensor:
+        length = (x[..., 0] * 0).long().amax() + 4
+        return x @ model.w[:, :length] * model.scale[:length]
+
+    model = Written(cut, w=(3, 5))
+    model.register_buffer("scale", torch.rand(5) + 0.5)
+    check(model, torch.randn(*ROWS))

@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors in these values, and in the lists, tuples, dicts and slices among them, at any depth.
+    """Yield the tensors in these values, and in the lists, tuples and dicts among them, at any depth.
 
-    It is asked at every function that a model calls, and mostly the first tensor decides.
+    The bounds of a slice are read as numbers, whatever they are given as, and no tensors. It is asked at every function that a
+    model calls, and mostly the first tensor decides.
     """
     for value in values:
         if isinstance(value, Tensor):
@@ -20,5 +21,3 @@ def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors_in(value)
         elif isinstance(value, dict):
             yield from tensors_in(value.values())
-        elif isinstance(value, slice):
-            yield from tensors_in((value.start, value.stop, value.step))

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.func import vjp
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from noisesam.gradients.engine import weight_functions
+from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.each_example import each
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
@@ -79,7 +80,7 @@ class _Call:
         known: Mapping[int, DerivedWeight],
     ) -> None:
         self.function, self.args, self.kwargs, self.received = function, args, kwargs, received
-        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        given = tensors_in((args, kwargs))
         self._constants = [(value, value._version) for value in given if not any(value is own for own in received)]
         self.sources = {id(value): known[id(value)] for value in received if id(value) in known}
         roots = (self.sources[id(value)].roots if id(value) in self.sources else [value] for value in received)
@@ -162,7 +163,7 @@ class DerivedWeights:
             # Cast to the type and device of something else, which is no more to the value than these two.
             like: Tensor = args[1]
             function, args, kwargs = torch.Tensor.to, (args[0], like.device, like.dtype), {}
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         if not weight_functions.is_repeatable(function, args, kwargs):
             return None
         if not all(tracks(value) or value in self.constants for value in tensors):
