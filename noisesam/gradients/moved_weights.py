@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,10 @@ from noisesam.gradients.plain import named_plain_gradients
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import evaluate
+
+FIRST_VERSION = 2**31
+"""Versions of moved weights: torch counts in 32 bits, and no training comes to the upper half by itself."""
+_MOVES = count()
 
 
 class MovedWeightsEngine(Engine):
@@ -113,16 +118,25 @@ class _MovedPoint(Point):
 def movable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, Tensor], None]]:
     """Lend a function that writes w + eps into the memory of a parameter, seen by whoever shares it; put w back at the end.
 
-    Through `.data`, which autograd does not watch: no graph of the caller's is spoilt, since w is back before it is used.
+    Through `.data`, which autograd does not count as a change: no graph of the caller's is spoilt, since w is back before it is
+    used. A model that keeps what it has computed of a parameter until the version of that parameter changes must see the
+    change all the same: while moved, the parameter has a version that it has never had, and its own again with w.
     """
     own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    versions = {name: parameter._version for name, parameter in parameters.items()}
 
     def move(name: str, eps: Tensor) -> None:
         torch.add(own[name], eps.to(own[name].dtype), out=parameters[name].data)
+        _set_version(parameters[name], FIRST_VERSION + next(_MOVES) % FIRST_VERSION)
 
     try:
         yield move
     finally:
         for name, parameter in parameters.items():
             parameter.data.copy_(own[name])
+            _set_version(parameter, versions[name])
         torch.clear_autocast_cache()
+
+
+def _set_version(parameter: Tensor, version: int) -> None:
+    torch._C._autograd._unsafe_set_version_counter((parameter,), (version,))  # pyright: ignore[reportAttributeAccessIssue]

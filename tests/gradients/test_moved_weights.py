@@ -114,6 +114,31 @@ class ComputesAgain(nn.Module):
         return self.head(Again.apply(self.block, x, *self.block.parameters()) if self.own else self.block(x))
 
 
+class KeepsAScale(nn.Module):
+    """The length of each row, taken as a constant and kept until torch counts a change of the weights, or taken anew."""
+
+    def __init__(self, keeps: bool = True):
+        super().__init__()
+        self.layer, self.weight, self.keeps = nn.Linear(6, 6), nn.Parameter(torch.randn(3, 6)), keeps
+        self.kept: tuple[int, Tensor] | None = None
+
+    def forward(self, x):
+        version = self.weight._version if self.keeps else -1
+        if not self.keeps or self.kept is None or self.kept[0] != version:
+            self.kept = version, self.weight.detach().norm(dim=1, keepdim=True)
+        return functional.linear(torch.tanh(self.layer(x)), self.weight / self.kept[1])
+
+
+class ChangedBefore(KeepsAScale):
+    """Its weights have had a version already, and the scale belongs to it."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.weight.mul_(2.0)
+        self(torch.zeros(1, 6))
+
+
 class OutputIsAView(nn.Module):
     """One class's logit is a weight itself, through a view that the model keeps."""
 
@@ -138,6 +163,8 @@ def same_weights(model: nn.Module, twin: nn.Module) -> nn.Module:
 BUILT = {
     "a kept view": (KeepsAView, KeepsAView),
     "a detached view": (KeepsADetachedView, KeepsADetachedView),
+    "a scale kept by version": (KeepsAScale, lambda: KeepsAScale(keeps=False)),
+    "a scale kept by a later version": (ChangedBefore, lambda: KeepsAScale(keeps=False)),
     "a function of its own that computes again": (ComputesAgain, lambda: ComputesAgain(own=False)),
 }
 WEAK = "ignore:.*(own weights moved|cannot be vectorised)"
@@ -420,3 +447,15 @@ def test_an_interruption_leaves_the_weights_as_they_were():
     with pytest.raises(KeyboardInterrupt):
         engine.at(x, eps)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings(WEAK)
+def test_a_graph_from_before_the_step_is_whole_after_it():
+    model, (x, y) = KeepsAView(), batch()
+    weight = model.head.weight
+    before, version = (weight**3).sum(), weight._version
+    make("1-sam", model, rho=0.3).backward(x, y)
+    assert engine_for(model, x).name == "moved-weights"
+    assert weight._version == version
+    (found,) = torch.autograd.grad(before, weight)  # torch refuses where what it has saved was changed
+    assert torch.equal(found, 3 * weight.detach() ** 2)

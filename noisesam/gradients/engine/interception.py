@@ -113,4 +113,6 @@ class Interception(TorchFunctionMode):
 
 def _describe(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", repr(function))
+    if name == "__get__":
+        name = getattr(getattr(function, "__self__", None), "__name__", name)
     return f"{name!r}"

@@ -35,11 +35,11 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         InputError: The model does not repeat itself.
     """
     moved = MovedWeightsEngine(model, parameters)
-    places = _ReadsPlaces()
-    with places:
+    asking = _AsksForMore()
+    with asking:
         _found(moved, take(inputs, slice(0, 1)), None)
-    if places.found:
-        return "as_strided reads memory by its place, where a call has all examples' weights side by side"
+    if asking.found:
+        return asking.found
     called = ReferenceEngine(model, parameters, Vectorisation(possible=False))
     size = batch_size(inputs)
     told = False
@@ -68,16 +68,24 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
     return "" if told else None
 
 
-class _ReadsPlaces(TorchFunctionMode):
-    """Whether the model reads memory by its place."""
+_READS_PLACES = "as_strided reads memory by its place, where a call has all examples' weights side by side"
+_MORE_THAN_VALUES: dict[object, str] = {
+    torch.as_strided: _READS_PLACES,
+    torch.Tensor.as_strided: _READS_PLACES,
+    vars(torch._C.TensorBase)["_version"].__get__: "it asks for a version, and weights that a call brings along have none",
+}
 
-    found = False
+
+class _AsksForMore(TorchFunctionMode):
+    """Whether the model asks for more of a tensor than its values, and what."""
+
+    found = ""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Remember whether this is such a function."""
-        self.found |= func in (torch.as_strided, torch.Tensor.as_strided)
+        self.found = self.found or _MORE_THAN_VALUES.get(func, "")
         return func(*args, **(kwargs or {}))
 
 
