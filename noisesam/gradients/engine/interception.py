@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from noisesam.gradients.engine.arguments import tensors_in
+from noisesam.gradients.engine.pooling import in_quick_order
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.frozen_batch_norm import as_arithmetic
@@ -85,7 +86,7 @@ class Interception(TorchFunctionMode):
         if func in _HARMLESS:
             return func(*args, **kwargs)
         if not self._receives_parameter(args, kwargs):
-            return self.tape.constants.call(as_arithmetic(func), args, kwargs)
+            return self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs)
         refuse_recomputation()
         rule, reason = _RULES.get(func), None
         if rule is not None and not (func in _NEEDS_ACTIVATION and self._receives_weights_alone(args, kwargs)):
