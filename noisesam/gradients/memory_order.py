@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 
 def channels_last(values: Tensor) -> bool:
@@ -14,3 +17,19 @@ def channels_last(values: Tensor) -> bool:
 def order_of(values: Tensor) -> torch.memory_format:
     """Return the order in which to allocate what is to lie as these images or this kernel do."""
     return torch.channels_last if channels_last(values) else torch.contiguous_format
+
+
+def reordered(images: Tensor, order: torch.memory_format) -> Tensor:
+    """Return the same images in another memory order; their gradient comes back in the order in which they lay before."""
+    return _Reordered.apply(images, order)  # pyright: ignore[reportReturnType]
+
+
+class _Reordered(Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, order: torch.memory_format) -> Tensor:
+        ctx.before = order_of(images)
+        return images.contiguous(memory_format=order)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0].contiguous(memory_format=ctx.before), None

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import pytest
 import torch
+from reference.loop import PLACES, example_terms, mean_term, relative_error
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from noisesam.gradients import mixed_point_gradient
 from noisesam.gradients.engine import kernels, strided
-from noisesam.gradients.engine.kernels import OwnKernels, convolve_each, kernel_gradients, pull_back_each
+from noisesam.gradients.engine.kernels import (
+    OwnKernels,
+    convolve_each,
+    kernel_gradients,
+    pull_back_each,
+    quicker_in_planes,
+)
 from noisesam.gradients.engine.patches import Geometry, written_patches
+from noisesam.gradients.engine.rules import convolution
 from noisesam.gradients.engine.strided import pull_back_by_phases
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense
-from noisesam.gradients.memory_order import channels_last
+from noisesam.gradients.memory_order import channels_last, reordered
 from noisesam.methods import make
 from noisesam.models import make as make_model
 
@@ -168,3 +177,72 @@ def test_patches_written_out_in_parts_give_what_all_at_once_give(monkeypatch, wa
         )
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("before", "after"), [tuple(ORDERS), tuple(reversed(ORDERS))])
+def test_gradients_of_reordered_images_lie_as_the_images_did(before, after):
+    x = drawn(2, 3, 4, 5, seed=0).contiguous(memory_format=ORDERS[before]).requires_grad_()
+    found = reordered(x, ORDERS[after])
+    assert torch.equal(found, x)
+    assert channels_last(found) == (after == "channels last")
+    (dx,) = torch.autograd.grad(found, x, 2 * found.detach())
+    assert torch.equal(dx, 2 * x)
+    assert channels_last(dx) == (before == "channels last")
+
+
+class FewPixels(nn.Module):
+    """Convolutions over images of few pixels whose channels lie last, with and without steps, holes and biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.strided = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 5, 3, stride=2, padding=1, bias=False)
+        self.dilated, self.head = nn.Conv2d(5, 4, 2, dilation=2), nn.Linear(4, 3)
+        self.orders: list[bool] = []
+
+    def forward(self, x):
+        for layer in (self.first, self.strided, self.dilated):
+            x = torch.tanh(layer(x.contiguous(memory_format=torch.channels_last)))
+            self.orders.append(channels_last(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.usefixtures("double")
+def test_images_of_few_pixels_come_back_as_they_lay(monkeypatch):
+    model, x, y = FewPixels(), torch.randn(4, 3, 8, 8), torch.arange(4) % 3
+    rows = example_terms(model, x, y, 0.1)
+    seen: list[bool] = []
+
+    def always(images: Tensor, *_: object) -> bool:
+        seen.append(channels_last(images))
+        return seen[-1]
+
+    monkeypatch.setattr(convolution, "quicker_in_planes", always)
+    model.orders.clear()
+    for method, (jacobian, residual) in PLACES.items():
+        found = mixed_point_gradient(model, x, y, rho=0.1, jacobian_at=jacobian, residual_at=residual, engine="fast")
+        # Rounding of float64 over some hundred products.
+        assert relative_error(found, mean_term(rows, method)) <= 1e-12, method
+    assert seen
+    assert all(seen + model.orders)
+
+
+@pytest.mark.parametrize(
+    ("examples", "channels", "side", "changes", "expected"),
+    [
+        (4, 256, 5, {}, True),
+        (4, 256, 10, {"stride": (2, 2)}, True),  # 25 positions
+        (4, 256, 6, {}, False),  # too many positions
+        (4, 240, 5, {}, False),  # too small a kernel
+        (3, 256, 5, {}, False),  # too few images
+        (4, 1024, 5, {"kernel": (1, 1), "padding": (0, 0)}, False),  # a linear map
+        (4, 512, 5, {"groups": 2}, False),
+    ],
+)
+def test_small_images_under_large_kernels_are_taken_by_shape_and_type(examples, channels, side, changes, expected):
+    options = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1} | changes
+    geometry = Geometry(**options)
+    x = torch.zeros(examples, channels, side, side).contiguous(memory_format=torch.channels_last)
+    weight = torch.zeros(channels, channels // geometry.groups, *geometry.kernel)
+    assert quicker_in_planes(x, weight, geometry) == expected
+    assert not quicker_in_planes(x.contiguous(), weight, geometry)
+    assert not quicker_in_planes(x.double(), weight, geometry)

@@ -38,6 +38,8 @@ PHASES_PER_ENTRY = 1.1
 REORDERING = 2.0
 # On a GPU a Gram matrix is cheap up to this many positions; above it patches are written out.
 GPU_GRAM_POSITIONS = 256
+# Images of so few pixels whose channels lie last meet so large a kernel by a few rows at a time; from so many images on.
+FEW_POSITIONS, LARGE_KERNEL, SOME_IMAGES = 25, 2**19, 4
 # oneDNN reads sixteen channels at a time; images of colours leave most of them empty.
 FEW_INPUTS = 4
 # Patches written out at once, in numbers: on a CPU what stays in a core's cache.
@@ -91,6 +93,15 @@ def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, no
     loop = products + (1 + later) * (CALL + weight.numel() * LOOP_PER_WEIGHT)
     strided = min(_strided_costs(dy, weight.numel(), geometry)) if geometry.strided and not norms_only else 0.0
     return gram < min(grouped, loop) + strided
+
+
+def quicker_in_planes(images: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether a convolution gains by writing out images whose channels lie last, few pixels each, channel by channel."""
+    if images.dtype != torch.float32 or images.device.type != "cpu" or not channels_last(images):
+        return False
+    if geometry.pointwise or geometry.groups != 1 or weight.numel() < LARGE_KERNEL or len(images) < SOME_IMAGES:
+        return False
+    return math.prod(geometry.positions(images)) <= FEW_POSITIONS
 
 
 def _way(like: Tensor, weight_size: int, per_weight: float, *, few_inputs: bool = False) -> str:

@@ -24,6 +24,7 @@ from noisesam.gradients.engine.kernels import (
     kernel_gradients,
     prefers_patch_products,
     pull_back_each,
+    quicker_in_planes,
     strided_pixels,
 )
 from noisesam.gradients.engine.layout import tape_of_rows
@@ -33,7 +34,7 @@ from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, GramFactor, OuterProducts, Shared, known_form
 from noisesam.gradients.losses import accurate
-from noisesam.gradients.memory_order import channels_last
+from noisesam.gradients.memory_order import channels_last, reordered
 
 
 @register_rule(
@@ -74,7 +75,9 @@ def convolution_rule(
         raise UnsupportedParameterUse("a convolution shares its weight with a linear layer")
     if isinstance(eps, PatchProducts) and not eps.fits(input, geometry):
         eps = Dense(eps.dense())  # recorded where the same kernel met other images, or met them otherwise
-    return _Convolution.apply(input, weight, bias, geometry, tape, eps, tape.perturbation(bias))  # pyright: ignore[reportReturnType]
+    images = reordered(input, torch.contiguous_format) if quicker_in_planes(input, weight, geometry) else input
+    output: Any = _Convolution.apply(images, weight, bias, geometry, tape, eps, tape.perturbation(bias))
+    return output if images is input else reordered(output, torch.channels_last)
 
 
 def _per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
