@@ -137,7 +137,7 @@ def decompose_batch(
             chosen = engine_for(model, chunk.inputs, engine)
             state = RandomState.capture(devices)
             perturbs = radii is not None or given is not None
-            point = chosen.at(chunk.inputs)
+            point = chosen.at(chunk.inputs, norms_only=not perturbs)
             residual = loss.residual(point.logits, chunk.targets)
             residual_norm = stable_norm(residual)
             (gradient, gain), gradient_norm = gradient_and_norm(point, residual, keep=perturbs, norms_only=radii is None)

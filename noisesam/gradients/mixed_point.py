@@ -134,7 +134,7 @@ def mixed_point_step(
         chosen = engine_for(model, chunk.inputs, engine)
         state = RandomState.capture(devices)
         repeated += chunk.size * (2 if perturbs else 1) * chosen.forwards_per_pull_back
-        point = chosen.at(chunk.inputs)
+        point = chosen.at(chunk.inputs, norms_only=not perturbs)
         residual = loss.residual(point.logits, chunk.targets)
         losses = loss(point.logits, chunk.targets)
         if not perturbs:

@@ -40,9 +40,10 @@ class MovedWeightsEngine(Engine):
         *,
         previous: Point | None = None,
         consume: bool = False,
+        norms_only: bool = False,
     ) -> Point:
         """Evaluate every example alone at w, or at w + eps_i."""
-        del previous, consume
+        del previous, consume, norms_only
         return _MovedPoint(self.model, self.parameters, inputs, perturbation or {})
 
 

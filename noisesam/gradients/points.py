@@ -68,8 +68,10 @@ class Engine(ABC):
         *,
         previous: Point | None = None,
         consume: bool = False,
+        norms_only: bool = False,
     ) -> Point:
         """Evaluate the model at w, or at w + eps_i; `previous`, a point of the same inputs at w, may be re-used.
 
         `consume` says that the caller has no more use for the perturbation: its memory may become that of w + eps_i.
+        `norms_only` says that of the examples nothing but norms will be asked for: no perturbation follows.
         """

@@ -50,9 +50,10 @@ class ReferenceEngine(Engine):
         *,
         previous: Point | None = None,
         consume: bool = False,
+        norms_only: bool = False,
     ) -> Point:
         """Evaluate every example alone at w, or at w + eps_i."""
-        del previous, consume
+        del previous, consume, norms_only
         examples = batch_size(inputs)
         stacked = {}
         for name, parameter in self.parameters.items():

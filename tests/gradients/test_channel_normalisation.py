@@ -56,19 +56,47 @@ def test_planes_give_the_steps_and_norms_of_one_example_at_a_time(affine, inplac
     for method, (jacobian, residual) in PLACES.items():
         with Dispatched() as called:
             found = mixed_point_gradient(model, x, y, rho=0.1, jacobian_at=jacobian, residual_at=residual, engine="fast")
-        assert ROWS not in called.names
+        assert (ROWS in called.names) == (method == "sgd")
         # Rounding of float64 over some hundred products.
         assert relative_error(found, mean_term(rows, method)) <= 1e-12, method
     norms = make("sgd", model, gradient_norms=True).backward(x, y).gradient_norms
     torch.testing.assert_close(norms, torch.stack([norm(row["sgd"]) for row in rows]), rtol=1e-12, atol=0)
 
 
-def test_one_pass_for_both_gradients_gives_the_batch_and_every_example():
+@pytest.mark.parametrize("norms_only", [False, True], ids=["planes", "rows"])
+def test_one_pass_for_both_gradients_gives_the_batch_and_every_example(norms_only):
     model, (x, y) = network(), batch()
-    make("sgd", model, gradient_norms=True).backward(x, y)
-    found = {name: parameter.grad for name, parameter in model.named_parameters()}
-    wanted = torch.autograd.grad(cross_entropy(model(x), y).mean(), list(model.parameters()))
-    assert relative_error(found, dict(zip(found, wanted, strict=True))) <= 1e-12
+    parameters = dict(model.named_parameters())
+    with Dispatched() as called:
+        point = FastEngine(model, parameters).at(x, norms_only=norms_only)
+    assert (ROWS in called.names) == norms_only  # images lie in planes for the sake of a perturbation
+    cotangent = point.logits.softmax(1) - torch.nn.functional.one_hot(y, 3)
+    summed, each = point.both_gradients(cotangent, norms_only=norms_only)
+    wanted = torch.autograd.grad(len(x) * cross_entropy(model(x), y).mean(), list(parameters.values()))
+    assert relative_error(summed, dict(zip(summed, wanted, strict=True))) <= 1e-12
+    rows = example_terms(model, x, y, 0.1)
+    torch.testing.assert_close(each.norm(), torch.stack([norm(row["sgd"]) for row in rows]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_normalisation_of_the_data_with_half_of_it_frozen(frozen):
+    model = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)).double()
+    getattr(model[0], frozen).requires_grad_(requires_grad=False)
+    x, y = torch.randn(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64), torch.arange(4) % 3
+    rows = example_terms(model, x, y, 0.1)
+    for method, (jacobian, residual) in PLACES.items():
+        found = mixed_point_gradient(model, x, y, rho=0.1, jacobian_at=jacobian, residual_at=residual, engine="fast")
+        assert relative_error(found, mean_term(rows, method)) <= 1e-12, method
+
+
+def test_sums_of_sixteen_bits_are_not_made_of_rounded_examples():
+    model = nn.LayerNorm(8).bfloat16()
+    x = torch.randn(64, 5, 8, generator=torch.Generator().manual_seed(4)).bfloat16()
+    point = FastEngine(model, dict(model.named_parameters())).at(x, norms_only=True)
+    cotangent = torch.randn_like(point.logits)
+    summed, _ = point.both_gradients(cotangent, norms_only=True)
+    wanted = torch.autograd.grad(model(x), list(model.parameters()), cotangent)
+    assert all(torch.equal(found, expected) for found, expected in zip(summed.values(), wanted, strict=True))
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["in planes", "channels last"])

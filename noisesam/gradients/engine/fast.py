@@ -37,11 +37,13 @@ class FastEngine(Engine):
         *,
         previous: Point | None = None,
         consume: bool = False,
+        norms_only: bool = False,
     ) -> TapedPoint:
         """Evaluate the model at w, or at w + eps_i."""
         before = previous.tape if isinstance(previous, TapedPoint) else None
         constants = Constants(self._held())
         tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume, constants)
+        tape.perturbed_later = not norms_only
         output = evaluate(self.model, inputs, under=Interception(tape))
         return TapedPoint(tape, output, self.parameters)
 

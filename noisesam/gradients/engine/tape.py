@@ -43,6 +43,8 @@ class Tape:
         self.recording = False
         self.sharing = True
         self.norms_only = False
+        self.perturbed_later = True
+        """Whether the examples' own weights may follow, for which the images had better lie in planes."""
         self.temporary_bytes = 0
         """The largest gradient that was formed only to be summed up."""
         self._names = {id(parameter): name for name, parameter in parameters.items()}

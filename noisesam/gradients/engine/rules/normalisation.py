@@ -40,7 +40,7 @@ def layer_norm_rule(
     """Normalise over the last axes, then scale and shift per example."""
     shape = tuple(normalized_shape)
     values, back = examples_first(tape, _float32_under_autocast(input), len(shape), "'layer_norm'")
-    if lies_in_planes(values, shape):
+    if tape.perturbed_later and lies_in_planes(values, shape):
         return back(normalise_planes(tape, values, weight, bias, eps))
     moves = (tape.perturbation(weight), tape.perturbation(bias))
     return back(_LayerNorm.apply(values, weight, bias, shape, eps, tape, *moves))
@@ -77,30 +77,29 @@ class _LayerNorm(Function):
         (dy,) = output_gradients
         x, mean, rstd, weight, moved = ctx.saved_tensors
         tape, shape = ctx.tape, ctx.shape
-        dx = dw = db = None
+        dx = dw = db = weights = biases = None
         if tape.records(ctx.weight):
             products = (x - mean).mul_(rstd).mul_(dy)
-            tape.record(ctx.weight, Dense(products[:, 0] if dy.shape[1] == 1 else products.sum(1)))
+            weights = Dense(products[:, 0] if dy.shape[1] == 1 else products.sum(1))
+            tape.record(ctx.weight, weights)
         if tape.records(ctx.bias):
-            tape.record(ctx.bias, Dense(dy[:, 0] if dy.shape[1] == 1 else dy.sum(1)))
-        if not tape.sharing:
-            if ctx.needs_input_grad[0]:
-                dx = _layer_norm_input_gradient(dy, x, shape, mean, rstd, weight, moved)
-            return dx, *[None] * 7
+            biases = Dense(dy[:, 0] if dy.shape[1] == 1 else dy.sum(1))
+            tape.record(ctx.bias, biases)
         wants_weight = ctx.needs_input_grad[1] and tape.shares(ctx.weight)
         wants_bias = ctx.needs_input_grad[2] and tape.shares(ctx.bias)
-        if moved is None:
-            wanted = [ctx.needs_input_grad[0], wants_weight, wants_bias]
-            dx, dw, db = torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, ctx.bias, wanted)
-        else:
-            if ctx.needs_input_grad[0]:
-                dx = _layer_norm_input_gradient(dy, x, shape, mean, rstd, weight, moved)
-            if wants_weight:
-                # The native kernel reduces dy * xhat without forming it; only dx depends on the per-example weight.
-                wanted = [False, True, wants_bias]
-                _, dw, db = torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, ctx.bias, wanted)
-            elif wants_bias:
-                db = dy.flatten(0, 1).sum(0)
+        if wants_weight and weights is not None and weights.in_full_precision:  # the batch's is the sum of what is there
+            dw, wants_weight = weights.total(), False
+        if wants_bias and biases is not None and biases.in_full_precision:
+            db, wants_bias = biases.total(), False
+        if moved is not None and ctx.needs_input_grad[0]:
+            dx = _input_gradient_each(dy, x, shape, mean, rstd, moved)
+        # The native kernel reduces dy * xhat without forming it; only dx depends on a per-example weight.
+        wanted = [ctx.needs_input_grad[0] and moved is None, wants_weight, wants_bias]
+        if any(wanted[:2]):
+            found = torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, ctx.bias, wanted)
+            dx, dw, db = (new if want else known for new, want, known in zip(found, wanted, (dx, dw, db), strict=True))
+        elif wants_bias:
+            db = dy.flatten(0, 1).sum(0)
         return dx, dw, db, *[None] * 5
 
 
@@ -122,12 +121,10 @@ def _layer_norm_each(
     return output, mean, rstd
 
 
-def _layer_norm_input_gradient(
-    dy: Tensor, x: Tensor, shape: tuple[int, ...], mean: Tensor, rstd: Tensor, weight: Tensor | None, moved: Tensor | None
-) -> Tensor:
-    if moved is not None:
-        dy, weight = dy * moved.unsqueeze(1), None
-    return torch.ops.aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, None, [True, False, False])[0]
+def _input_gradient_each(dy: Tensor, x: Tensor, shape: tuple[int, ...], mean: Tensor, rstd: Tensor, moved: Tensor) -> Tensor:
+    """Return the input gradient where every example has its own weight, (n, *shape)."""
+    scaled = dy * moved.unsqueeze(1)
+    return torch.ops.aten.native_layer_norm_backward(scaled, x, shape, mean, rstd, None, None, [True, False, False])[0]
 
 
 def _per_example(parameter: Tensor | None, eps: Factor | None, examples: int) -> Tensor | None:
