@@ -21,6 +21,8 @@ def order_of(values: Tensor) -> torch.memory_format:
 
 def reordered(images: Tensor, order: torch.memory_format) -> Tensor:
     """Return the same images in another memory order; their gradient comes back in the order in which they lay before."""
+    if images.is_contiguous(memory_format=order):
+        return images
     return _Reordered.apply(images, order)  # pyright: ignore[reportReturnType]
 
 

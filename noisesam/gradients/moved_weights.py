@@ -7,7 +7,7 @@ a function of its own computes again in the reverse pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 
@@ -128,7 +128,7 @@ def movable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, T
 
     def move(name: str, eps: Tensor) -> None:
         torch.add(own[name], eps.to(own[name].dtype), out=parameters[name].data)
-        _set_version(parameters[name], FIRST_VERSION + next(_MOVES) % FIRST_VERSION)
+        _renumber(parameters[name])
 
     try:
         yield move
@@ -137,6 +137,16 @@ def movable(parameters: Mapping[str, nn.Parameter]) -> Iterator[Callable[[str, T
             parameter.data.copy_(own[name])
             _set_version(parameter, versions[name])
         torch.clear_autocast_cache()
+
+
+def renumber(parameters: Iterable[Tensor]) -> None:
+    """Give parameters versions that they have never had, for good: what was kept of them is to be computed anew."""
+    for parameter in parameters:
+        _renumber(parameter)
+
+
+def _renumber(parameter: Tensor) -> None:
+    _set_version(parameter, FIRST_VERSION + next(_MOVES) % FIRST_VERSION)
 
 
 def _set_version(parameter: Tensor, version: int) -> None:

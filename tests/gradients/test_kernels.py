@@ -183,11 +183,23 @@ def test_patches_written_out_in_parts_give_what_all_at_once_give(monkeypatch, wa
 def test_gradients_of_reordered_images_lie_as_the_images_did(before, after):
     x = drawn(2, 3, 4, 5, seed=0).contiguous(memory_format=ORDERS[before]).requires_grad_()
     found = reordered(x, ORDERS[after])
+    assert reordered(x, ORDERS[before]) is x
     assert torch.equal(found, x)
     assert channels_last(found) == (after == "channels last")
     (dx,) = torch.autograd.grad(found, x, 2 * found.detach())
     assert torch.equal(dx, 2 * x)
     assert channels_last(dx) == (before == "channels last")
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["", "weights channels last"])
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_what_comes_of_few_pixels_may_be_written_to(side, last):
+    model = nn.Sequential(nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(256 * side**2, 3))
+    if last:
+        model[0].to(memory_format=torch.channels_last)
+    x = torch.randn(4, 256, side, side, generator=torch.Generator().manual_seed(5))
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):  # proven in one order, met in the other
+        make("1-sam", model, rho=0.1, engine="fast").backward(images, torch.arange(4) % 3)
 
 
 class FewPixels(nn.Module):
@@ -234,6 +246,7 @@ def test_images_of_few_pixels_come_back_as_they_lay(monkeypatch):
         (4, 256, 6, {}, False),  # too many positions
         (4, 240, 5, {}, False),  # too small a kernel
         (3, 256, 5, {}, False),  # too few images
+        (4, 256, 2, {"stride": (2, 2)}, False),  # one position, which lies both ways
         (4, 1024, 5, {"kernel": (1, 1), "padding": (0, 0)}, False),  # a linear map
         (4, 512, 5, {"groups": 2}, False),
     ],
@@ -246,3 +259,4 @@ def test_small_images_under_large_kernels_are_taken_by_shape_and_type(examples, 
     assert quicker_in_planes(x, weight, geometry) == expected
     assert not quicker_in_planes(x.contiguous(), weight, geometry)
     assert not quicker_in_planes(x.double(), weight, geometry)
+    assert not quicker_in_planes(x, weight.contiguous(memory_format=torch.channels_last), geometry) or geometry.pointwise

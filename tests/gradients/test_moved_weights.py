@@ -459,3 +459,22 @@ def test_a_graph_from_before_the_step_is_whole_after_it():
     assert weight._version == version
     (found,) = torch.autograd.grad(before, weight)  # torch refuses where what it has saved was changed
     assert torch.equal(found, 3 * weight.detach() ** 2)
+
+
+class KeepsTheLatest(KeepsAScale):
+    """Takes a greater version for the only sign of a change: once its weights were elsewhere, it stays there."""
+
+    def forward(self, x):
+        version = self.weight._version
+        if self.kept is None or version > self.kept[0]:
+            self.kept = version, self.weight.detach().norm(dim=1, keepdim=True)
+        return functional.linear(torch.tanh(self.layer(x)), self.weight / self.kept[1])
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_a_model_that_does_not_come_back_is_refused_and_left_as_it_was(engine):
+    model, (x, y) = KeepsTheLatest(), batch()
+    before = model(x).detach()
+    with pytest.raises(InputError, match="with `!=`"):
+        make("1-sam", model, rho=0.3, engine=engine).backward(x, y)
+    assert torch.equal(model(x), before)

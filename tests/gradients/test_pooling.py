@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from reference.loop import PLACES, example_terms, mean_term, relative_error
@@ -44,8 +46,10 @@ def images(dtype: torch.dtype = torch.float32, *, tied: bool = False, seed: int 
 def drawn(seed: int, kind: str) -> dict[str, object]:
     """Options of a pooling layer that torch accepts."""
     draw = random.Random(seed)
-    kernel = draw.choice([1, 2, 3, 4, (2, 3), (3, 1)])
+    kernel = draw.choice([1, 2, 3, 4, (2, 3), (3, 1), (HEIGHT, WIDTH)])
     options: dict[str, object] = {"kernel_size": kernel, "ceil_mode": draw.random() < 0.5}
+    if kernel == (HEIGHT, WIDTH):  # one pixel, which lies both ways
+        return options
     if draw.random() < 0.7:
         options["stride"] = draw.choice([1, 2, 3, (2, 1)])
     smallest = min(kernel) if isinstance(kernel, tuple) else kernel
@@ -156,6 +160,33 @@ def test_a_pooling_that_torch_refuses_is_refused_with_its_words():
         step.backward(x, y)
 
 
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_one_pixel_is_read_as_it_lay(kind):
+    plain = FUNCTIONS[kind]
+    x = torch.randn(FEWEST_NUMBERS // CHANNELS, CHANNELS, 1, 1).requires_grad_()
+    found, wanted = in_quick_order(plain)(x, 1), plain(x, 1)
+    assert found.stride() == wanted.stride()
+    (dx,), (expected,) = torch.autograd.grad(found.sum(), x), torch.autograd.grad(wanted.sum(), x)
+    assert torch.equal(dx, expected)
+    assert dx.stride() == expected.stride()
+
+
+@pytest.mark.parametrize(
+    "window", [np.int64(2), torch.tensor(2), (2, np.int64(2)), [2]], ids=["numpy", "torch", "in it", "list"]
+)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_windows_of_other_kinds_are_left_to_torch(kind, window):
+    plain = FUNCTIONS[kind]
+    try:
+        wanted = plain(images(), window)
+    except TypeError as error:
+        with pytest.raises(TypeError, match=re.escape(str(error).splitlines()[0][:40])):
+            in_quick_order(plain)(images(), window)
+    else:
+        assert torch.equal(in_quick_order(plain)(images(), window), wanted)
+    assert torch.equal(in_quick_order(plain)(input=images(), kernel_size=2), plain(images(), 2))
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -164,10 +195,11 @@ def test_a_pooling_that_torch_refuses_is_refused_with_its_words():
         images()[:-1],  # too few numbers
         images()[..., 1:],  # no one order
         images().half(),
+        images().to_mkldnn(),
         SimpleNamespace(),
         None,
     ],
-    ids=["channels last", "few channels", "few numbers", "a slice", "float16", "another object", "nothing"],
+    ids=["channels last", "few channels", "few numbers", "a slice", "float16", "another layout", "another object", "nothing"],
 )
 def test_only_what_gains_is_written_out(values):
     assert not pooling._gains(values)

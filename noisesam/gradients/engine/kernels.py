@@ -101,7 +101,8 @@ def quicker_in_planes(images: Tensor, weight: Tensor, geometry: Geometry) -> boo
         return False
     if geometry.pointwise or geometry.groups != 1 or weight.numel() < LARGE_KERNEL or len(images) < SOME_IMAGES:
         return False
-    return math.prod(geometry.positions(images)) <= FEW_POSITIONS
+    # One pixel lies both ways, and a kernel whose channels lie last has torch convolve in that order all the same.
+    return not channels_last(weight) and 1 < math.prod(geometry.positions(images)) <= FEW_POSITIONS
 
 
 def _way(like: Tensor, weight_size: int, per_weight: float, *, few_inputs: bool = False) -> str:

@@ -9,13 +9,12 @@ convolutions with a kernel per example want them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
-
-Window = int | list[int] | tuple[int, ...]
 
 FEWEST_CHANNELS, FEWEST_NUMBERS = 8, 2**14
 """With fewer channels torch's vectors stay half empty, with fewer numbers a call costs more than the pooling."""
@@ -32,46 +31,60 @@ def _gains(images: Any) -> bool:
         return False
     if images.shape[1] < FEWEST_CHANNELS or images.numel() < FEWEST_NUMBERS or images.dtype not in _TYPES:
         return False
+    if images.layout != torch.strided or not images.is_contiguous():
+        return False
     # Inside torch.func's transforms, which a model may call, there is no order to ask for.
-    return images.is_contiguous() and not torch._C._functorch.is_functorch_wrapped_tensor(images)  # pyright: ignore[reportAttributeAccessIssue]
+    return not torch._C._functorch.is_functorch_wrapped_tensor(images)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _max_pool(
-    input: Tensor,
-    kernel_size: Window,
-    stride: Window | None = None,
-    padding: Window = 0,
-    dilation: Window = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
+def _quick(
+    function: Callable[..., Any], pool: type[Function], read: Callable[..., tuple[Any, ...]], *args: Any, **kwargs: Any
 ) -> Any:
-    if return_indices or not _gains(input):
-        rest: Any = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-        return nn.functional.max_pool2d(input, *rest)
-    kernel, step = _pair(kernel_size), _step(stride)
-    return _MaxPool.apply(input, kernel, step, _pair(padding), _pair(dilation), ceil_mode)
+    """Pool in the quick order what gains, as long as the options are plain numbers; all else is torch's to judge."""
+    if args and _gains(args[0]):
+        try:
+            options = read(*args[1:], **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)
+        return pool.apply(args[0], *options)
+    return function(*args, **kwargs)
 
 
-def _average_pool(
-    input: Tensor,
-    kernel_size: Window,
-    stride: Window | None = None,
-    padding: Window = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Any:
-    if not _gains(input):
-        return nn.functional.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    kernel, step = _pair(kernel_size), _step(stride)
-    return _AveragePool.apply(input, kernel, step, _pair(padding), ceil_mode, count_include_pad, divisor_override)
+def _largest(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: Any = False,
+    return_indices: Any = False,
+) -> tuple[Any, ...]:
+    if return_indices:
+        raise TypeError
+    return _pair(kernel_size), _step(stride), _pair(padding), _pair(dilation), bool(ceil_mode)
 
 
-_STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
-    nn.functional.max_pool2d: _max_pool,
-    torch.max_pool2d: _max_pool,
-    nn.functional.avg_pool2d: _average_pool,
-}
+def _average(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: Any = False,
+    count_include_pad: Any = True,
+    divisor_override: Any = None,
+) -> tuple[Any, ...]:
+    if divisor_override is not None and type(divisor_override) is not int:
+        raise TypeError
+    return _pair(kernel_size), _step(stride), _pair(padding), bool(ceil_mode), bool(count_include_pad), divisor_override
+
+
+def _pair(window: Any) -> list[int]:
+    numbers = [window, window] if type(window) is int else list(window)
+    if not numbers or not all(type(number) is int for number in numbers):
+        raise TypeError
+    return numbers
+
+
+def _step(stride: Any) -> list[int]:
+    return [] if stride is None or stride == () or stride == [] else _pair(stride)
 
 
 class _MaxPool(Function):
@@ -82,7 +95,7 @@ class _MaxPool(Function):
         largest, places = torch.ops.aten.max_pool2d_with_indices(_channels_last(x), *options)
         ctx.options = options
         ctx.save_for_backward(x, places)
-        return largest.contiguous()
+        return _in_planes(largest)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,22 +108,26 @@ class _AveragePool(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *options: Any) -> Tensor:
         ctx.shape, ctx.options = x.shape, options
-        return torch.ops.aten.avg_pool2d(_channels_last(x), *options).contiguous()
+        return _in_planes(torch.ops.aten.avg_pool2d(_channels_last(x), *options))
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         dy = _channels_last(grad_outputs[0])
         like = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)  # only its shape and order are read
-        return torch.ops.aten.avg_pool2d_backward(dy, like, *ctx.options).contiguous(), *(None for _ in ctx.options)
+        return _in_planes(torch.ops.aten.avg_pool2d_backward(dy, like, *ctx.options)), *(None for _ in ctx.options)
+
+
+_STAND_INS: dict[Callable[..., Any], Callable[..., Any]] = {
+    nn.functional.max_pool2d: partial(_quick, nn.functional.max_pool2d, _MaxPool, _largest),
+    torch.max_pool2d: partial(_quick, torch.max_pool2d, _MaxPool, _largest),
+    nn.functional.avg_pool2d: partial(_quick, nn.functional.avg_pool2d, _AveragePool, _average),
+}
 
 
 def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _pair(window: Window) -> list[int]:
-    return [window, window] if isinstance(window, int) else list(window)
-
-
-def _step(stride: Window | None) -> list[int]:
-    return [] if stride is None else _pair(stride)
+def _in_planes(images: Tensor) -> Tensor:
+    """Return the images channel by channel, with the strides of that order: images of one pixel lie both ways."""
+    return torch.ops.aten._unsafe_view(images.reshape(-1), images.shape)

@@ -15,7 +15,7 @@ from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.perturbed_proof import SHARE
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
 from noisesam.gradients.factors import Factor
-from noisesam.gradients.moved_weights import MovedWeightsEngine
+from noisesam.gradients.moved_weights import MovedWeightsEngine, renumber
 from noisesam.gradients.plain import whole_norm
 from noisesam.gradients.points import Engine
 from noisesam.gradients.randomness import undisturbed
@@ -39,6 +39,7 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
     with asking:
         _found(moved, take(inputs, slice(0, 1)), None)
     if asking.found:
+        _refuse_stale_outputs(moved, take(inputs, slice(0, 1)))
         return asking.found
     called = ReferenceEngine(model, parameters, Vectorisation(possible=False))
     size = batch_size(inputs)
@@ -66,6 +67,20 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         if missed is not None:
             return f"a call with other weights misses a use of {missed!r}" if missed else "a call with other weights differs"
     return "" if told else None
+
+
+def _refuse_stale_outputs(moved: MovedWeightsEngine, one: Inputs) -> None:
+    """Refuse a model that, once its weights have been elsewhere and are back, still gives outputs of where they were."""
+    at_w = _found(moved, one, None)[0]
+    _found(moved, one, _perturbation(moved, one, SHARE))
+    if close(at_w, _found(moved, one, None)[0], rounding_tolerance(at_w)):
+        return
+    renumber(moved.parameters.values())  # so that the model is as it was
+    raise InputError(
+        f"{type(moved.model).__name__} keeps what it has computed of weights that are no longer there",
+        expected="a forward pass that notices every change of a parameter",
+        remedy="Compare versions with `!=`, not with `>`, or compute it at every call.",
+    )
 
 
 _READS_PLACES = "as_strided reads memory by its place, where a call has all examples' weights side by side"
