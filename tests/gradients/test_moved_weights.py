@@ -478,3 +478,11 @@ def test_a_model_that_does_not_come_back_is_refused_and_left_as_it_was(engine):
     with pytest.raises(InputError, match="with `!=`"):
         make("1-sam", model, rho=0.3, engine=engine).backward(x, y)
     assert torch.equal(model(x), before)
+
+
+@pytest.mark.filterwarnings(WEAK)
+def test_outputs_that_are_not_finite_refuse_nobody():
+    model, (x, _) = KeepsAScale(), batch()
+    with torch.no_grad():
+        model.weight[0, 0] = torch.nan
+    assert engine_for(model, x, "reference").name in ("reference", "moved-weights")
