@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -20,6 +21,9 @@ from noisesam.gradients.engine import products
 
 TIME_LIMIT = 1200
 """Seconds after which a child process is given up."""
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
+"""Has glibc hand back every freed block of this many bytes or more. By itself it keeps some, the more the longer a process
+runs, and which depends on addresses: the same step then has a peak of once or twice the memory."""
 SMALLEST = round(products.WORTH_THE_CALL ** (1 / 3))
 """Rows and columns from which a product is large enough for oneDNN."""
 
@@ -29,7 +33,8 @@ def growth(model: str, contender: str, *, device: str = "cpu", precision: str = 
 
     A child process takes the step, so that nothing that ran before has left memory to re-use. It first runs the contender
     on the model's tiny twin, and products of the least size that goes to oneDNN, which loads the libraries; then it takes one
-    step from a model without gradients: the gradient itself and all that the first step of a run needs count.
+    step from a model without gradients: the gradient itself and all that the first step of a run needs count. Freed blocks go
+    back to the system: what is counted is what the step holds at once, and not what the allocator keeps besides.
 
     Args:
         model: A name of `MODELS`.
@@ -46,7 +51,7 @@ def growth(model: str, contender: str, *, device: str = "cpu", precision: str = 
     """
     call = [sys.executable, "-m", "noisesam.bench.memory", model, contender, device, precision, str(int(quick))]
     try:
-        done = subprocess.run(call, capture_output=True, text=True, timeout=TIME_LIMIT)
+        done = subprocess.run(call, capture_output=True, text=True, timeout=TIME_LIMIT, env=os.environ | RETURNED)
     except subprocess.TimeoutExpired as error:
         raise RunError(f"The memory of {contender} on {model}: no result after {TIME_LIMIT} seconds") from error
     if done.returncode:
