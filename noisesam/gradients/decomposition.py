@@ -137,10 +137,12 @@ def decompose_batch(
             chosen = engine_for(model, chunk.inputs, engine)
             state = RandomState.capture(devices)
             perturbs = radii is not None or given is not None
-            point = chosen.at(chunk.inputs, norms_only=not perturbs)
+            point = chosen.at(chunk.inputs, perturbed_passes=2 if perturbs else 0)
             residual = loss.residual(point.logits, chunk.targets)
             residual_norm = stable_norm(residual)
-            (gradient, gain), gradient_norm = gradient_and_norm(point, residual, keep=perturbs, norms_only=radii is None)
+            (gradient, gain), gradient_norm = gradient_and_norm(
+                point, residual, keep=perturbs, perturbed_passes=0 if radii is None else 2
+            )
             columns: dict[str, Tensor] = {
                 "logits": point.logits,
                 "losses": loss(point.logits, chunk.targets),
@@ -157,9 +159,9 @@ def decompose_batch(
                 after.restore()
                 perturbed = loss.residual(moved.logits, chunk.targets)
                 perturbed_norm = stable_norm(perturbed)
-                _, at_perturbed = gradient_and_norm(moved, perturbed, keep=True, norms_only=True)
-                _, jacobian_moved = gradient_and_norm(moved, residual, norms_only=True)
-                _, logit_moved = gradient_and_norm(point, perturbed, norms_only=True)
+                _, at_perturbed = gradient_and_norm(moved, perturbed, keep=True, perturbed_passes=0)
+                _, jacobian_moved = gradient_and_norm(moved, residual, perturbed_passes=0)
+                _, logit_moved = gradient_and_norm(point, perturbed, perturbed_passes=0)
                 columns |= {
                     "perturbed_losses": loss(moved.logits, chunk.targets),
                     "perturbed_residual": perturbed,

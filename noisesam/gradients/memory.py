@@ -89,7 +89,7 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
     def count(value: Tensor) -> Tensor:
         if value.data_ptr() not in own:
             kept[value.data_ptr()] = value.numel() * value.element_size()
-        return value
+        return value.detach()  # an output that its own node kept with its graph would hold that node, and itself, for ever
 
     with undisturbed(model), torch.enable_grad():
         with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):

@@ -129,25 +129,29 @@ def mixed_point_step(
     gradient: dict[str, Tensor] = {}
     rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     perturbs, repeated = jacobian_perturbed or residual_perturbed, 0
+    perturbed_passes = 2 if jacobian_perturbed else int(residual_perturbed)  # L-SAM's perturbed outputs are not pulled back
     devices = devices_of(model)
     for _, chunk in batch.chunks(chunk_for(model, batch.inputs, chunk_size, memory_budget)):
         chosen = engine_for(model, chunk.inputs, engine)
         state = RandomState.capture(devices)
         repeated += chunk.size * (2 if perturbs else 1) * chosen.forwards_per_pull_back
-        point = chosen.at(chunk.inputs, norms_only=not perturbs)
+        point = chosen.at(chunk.inputs, perturbed_passes=perturbed_passes)
         residual = loss.residual(point.logits, chunk.targets)
         losses = loss(point.logits, chunk.targets)
         if not perturbs:
             share = scale / batch.size
-            summed, each = point.both_gradients(residual * share, norms_only=True)
+            summed, each = point.both_gradients(residual * share, perturbed_passes=0)
             norms = each.norm() / abs(share) if each.factors and share else torch.zeros_like(losses)
             rows.append((point.logits, losses, norms, losses))
         else:
             # L-SAM pulls the perturbed residual back through the graph at w, so that graph is kept.
-            direction, norms = gradient_and_norm(point, residual, keep=not jacobian_perturbed)
+            direction, norms = gradient_and_norm(
+                point, residual, keep=not jacobian_perturbed, perturbed_passes=perturbed_passes
+            )
             state_after = RandomState.capture(devices)
             state.restore()
             moved = _move(chosen, chunk.inputs, direction, radii, point, graph=jacobian_perturbed)
+            del direction  # its tensors are those of w + eps_i now, which go as the reverse pass goes on
             state_after.restore()
             cotangent = loss.residual(moved.logits, chunk.targets) if residual_perturbed else residual
             pulled = moved if jacobian_perturbed else point
@@ -160,7 +164,7 @@ def mixed_point_step(
 
 
 def gradient_and_norm(
-    point: Point, residual: Tensor, *, keep: bool = False, norms_only: bool = False
+    point: Point, residual: Tensor, *, keep: bool = False, perturbed_passes: int = 2
 ) -> tuple[tuple[PerExampleGradient, Tensor], Float[Tensor, " n"]]:
     """Return J_i^T r_i / ||r_i|| with its norm (the Jacobian gain), and ||J_i^T r_i||.
 
@@ -169,7 +173,7 @@ def gradient_and_norm(
     """
     size = stable_norm(residual)
     unit = residual / torch.where(size > 0, size, 1).view(-1, *[1] * (residual.dim() - 1))
-    gradient = point.per_example_gradient(unit, keep=keep, norms_only=norms_only)
+    gradient = point.per_example_gradient(unit, keep=keep, perturbed_passes=perturbed_passes)
     gain = gradient.norm() if gradient.factors else torch.zeros_like(size)
     return (gradient, gain), gain * size
 

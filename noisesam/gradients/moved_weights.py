@@ -40,10 +40,10 @@ class MovedWeightsEngine(Engine):
         *,
         previous: Point | None = None,
         consume: bool = False,
-        norms_only: bool = False,
+        perturbed_passes: int = 2,
     ) -> Point:
         """Evaluate every example alone at w, or at w + eps_i."""
-        del previous, consume, norms_only
+        del previous, consume, perturbed_passes
         return _MovedPoint(self.model, self.parameters, inputs, perturbation or {})
 
 
@@ -61,9 +61,9 @@ class _MovedPoint(Point):
         self._visit(lambda _, output: rows.append(output.detach().clone()))  # it may be a view of a weight
         self.logits = torch.cat(rows)
 
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
         """Return the gradients as stacked copies of the weights."""
-        del keep, norms_only
+        del keep, perturbed_passes
         stacked: dict[str, Tensor] = {}
 
         def write(example: int, name: str, gradient: Tensor) -> None:

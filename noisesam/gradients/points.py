@@ -30,18 +30,18 @@ class Point(ABC):
     """Detached logits (n, ...)."""
 
     @abstractmethod
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
         """Return J_i^T u_i for every example; `keep` leaves the graph for another pull-back.
 
-        `norms_only` says that nothing but norms will be asked for: the cheapest form for those may be another one.
+        `perturbed_passes` says how many passes at w + eps_i follow, on which the cheapest form depends: none where only norms
+        are asked for, one forward, or two, forward and back.
         """
 
     def both_gradients(
-        self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False
+        self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2
     ) -> tuple[dict[str, Tensor], PerExampleGradient]:
         """Return the summed and the per-example gradients of the same pull-back."""
-        del norms_only
-        gradient = self.per_example_gradient(cotangent, keep=keep)
+        gradient = self.per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
         return {name: factor.dense().sum(0) for name, factor in gradient.factors.items()}, gradient
 
     @abstractmethod
@@ -68,10 +68,10 @@ class Engine(ABC):
         *,
         previous: Point | None = None,
         consume: bool = False,
-        norms_only: bool = False,
+        perturbed_passes: int = 2,
     ) -> Point:
         """Evaluate the model at w, or at w + eps_i; `previous`, a point of the same inputs at w, may be re-used.
 
         `consume` says that the caller has no more use for the perturbation: its memory may become that of w + eps_i.
-        `norms_only` says that of the examples nothing but norms will be asked for: no perturbation follows.
+        `perturbed_passes` says how many passes at w + eps_i follow this one at w: none, one forward, or two, forward and back.
         """

@@ -50,10 +50,10 @@ class ReferenceEngine(Engine):
         *,
         previous: Point | None = None,
         consume: bool = False,
-        norms_only: bool = False,
+        perturbed_passes: int = 2,
     ) -> Point:
         """Evaluate every example alone at w, or at w + eps_i."""
-        del previous, consume, norms_only
+        del previous, consume, perturbed_passes
         examples = batch_size(inputs)
         stacked = {}
         for name, parameter in self.parameters.items():
@@ -139,9 +139,9 @@ class _StackedPoint(Point):
         self.output = output
         self.logits = output.detach()
 
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
         """Return the gradients of the stacked weights."""
-        del norms_only
+        del perturbed_passes
         if not self.output.requires_grad:
             return PerExampleGradient({}, self.logits.shape[0])
         gradients = torch.autograd.grad(

@@ -63,15 +63,15 @@ def test_planes_give_the_steps_and_norms_of_one_example_at_a_time(affine, inplac
     torch.testing.assert_close(norms, torch.stack([norm(row["sgd"]) for row in rows]), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("norms_only", [False, True], ids=["planes", "rows"])
-def test_one_pass_for_both_gradients_gives_the_batch_and_every_example(norms_only):
+@pytest.mark.parametrize("perturbed_passes", [2, 0], ids=["planes", "rows"])
+def test_one_pass_for_both_gradients_gives_the_batch_and_every_example(perturbed_passes):
     model, (x, y) = network(), batch()
     parameters = dict(model.named_parameters())
     with Dispatched() as called:
-        point = FastEngine(model, parameters).at(x, norms_only=norms_only)
-    assert (ROWS in called.names) == norms_only  # images lie in planes for the sake of a perturbation
+        point = FastEngine(model, parameters).at(x, perturbed_passes=perturbed_passes)
+    assert (ROWS in called.names) == (perturbed_passes == 0)  # images lie in planes for the sake of a perturbation
     cotangent = point.logits.softmax(1) - torch.nn.functional.one_hot(y, 3)
-    summed, each = point.both_gradients(cotangent, norms_only=norms_only)
+    summed, each = point.both_gradients(cotangent, perturbed_passes=perturbed_passes)
     wanted = torch.autograd.grad(len(x) * cross_entropy(model(x), y).mean(), list(parameters.values()))
     assert relative_error(summed, dict(zip(summed, wanted, strict=True))) <= 1e-12
     rows = example_terms(model, x, y, 0.1)
@@ -92,9 +92,9 @@ def test_a_normalisation_of_the_data_with_half_of_it_frozen(frozen):
 def test_sums_of_sixteen_bits_are_not_made_of_rounded_examples():
     model = nn.LayerNorm(8).bfloat16()
     x = torch.randn(64, 5, 8, generator=torch.Generator().manual_seed(4)).bfloat16()
-    point = FastEngine(model, dict(model.named_parameters())).at(x, norms_only=True)
+    point = FastEngine(model, dict(model.named_parameters())).at(x, perturbed_passes=0)
     cotangent = torch.randn_like(point.logits)
-    summed, _ = point.both_gradients(cotangent, norms_only=True)
+    summed, _ = point.both_gradients(cotangent, perturbed_passes=0)
     wanted = torch.autograd.grad(model(x), list(model.parameters()), cotangent)
     assert all(torch.equal(found, expected) for found, expected in zip(summed.values(), wanted, strict=True))
 

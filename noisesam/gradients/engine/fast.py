@@ -37,13 +37,13 @@ class FastEngine(Engine):
         *,
         previous: Point | None = None,
         consume: bool = False,
-        norms_only: bool = False,
+        perturbed_passes: int = 2,
     ) -> TapedPoint:
         """Evaluate the model at w, or at w + eps_i."""
         before = previous.tape if isinstance(previous, TapedPoint) else None
         constants = Constants(self._held())
         tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume, constants)
-        tape.perturbed_later = not norms_only
+        tape.perturbed_passes = perturbed_passes
         output = evaluate(self.model, inputs, under=Interception(tape))
         return TapedPoint(tape, output, self.parameters)
 
@@ -65,18 +65,18 @@ class TapedPoint(Point):
         self.parameters = parameters
         self.logits = output.detach()
 
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False) -> PerExampleGradient:
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
         """Pull back without forming any shared weight gradient."""
-        with self.tape.mode(recording=True, sharing=False, norms_only=norms_only):
+        with self.tape.mode(recording=True, sharing=False, perturbed_passes=perturbed_passes):
             self._pull_back(cotangent, keep)
             self.tape.lead_back()
             return self.tape.take_gradient()
 
     def both_gradients(
-        self, cotangent: Tensor, *, keep: bool = False, norms_only: bool = False
+        self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2
     ) -> tuple[dict[str, Tensor], PerExampleGradient]:
         """Return the summed and the per-example gradients from one reverse pass."""
-        with self.tape.mode(recording=True, sharing=True, norms_only=norms_only):
+        with self.tape.mode(recording=True, sharing=True, perturbed_passes=perturbed_passes):
             summed = self.sum_gradient(cotangent, keep=keep)
             return summed, self.tape.take_gradient()
 

@@ -72,10 +72,10 @@ class OwnKernels:
             yield i, self.eps.one_added_to(weight, i, buffer)
 
 
-def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, norms_only: bool = False) -> bool:
+def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, perturbed: bool = True) -> bool:
     """Whether the kernel's gradient is better left as products of patches than multiplied out.
 
-    As a perturbation it is met three times, by the norm, the outputs and the input gradients.
+    As a perturbation it is met three times, by the norm, the outputs and the input gradients; else by the norm alone.
     """
     if geometry.groups != 1 or dy.dim() != 4:
         return False
@@ -87,11 +87,11 @@ def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, no
     for step, size in zip(geometry.stride, geometry.kernel, strict=True):
         phases *= min(step, size)
     channels = weight.shape[1:].numel() if geometry.dilated else inputs * phases
-    gram = (1 if norms_only else 3) * positions**2 * ((channels + outputs) * PER_PRODUCT + SHIFT_PER_ENTRY * phases)
-    later = 0 if norms_only else 1 if geometry.strided else 2  # uses of the kernels after their gradient
+    gram = (3 if perturbed else 1) * positions**2 * ((channels + outputs) * PER_PRODUCT + SHIFT_PER_ENTRY * phases)
+    later = 0 if not perturbed else 1 if geometry.strided else 2  # uses of the kernels after their gradient
     grouped = products + max(0, weight.numel() - SMALL_KERNEL) * (GROUPED_GRADIENT_PER_WEIGHT + later * GROUPED_PER_WEIGHT)
     loop = products + (1 + later) * (CALL + weight.numel() * LOOP_PER_WEIGHT)
-    strided = min(_strided_costs(dy, weight.numel(), geometry)) if geometry.strided and not norms_only else 0.0
+    strided = min(_strided_costs(dy, weight.numel(), geometry)) if geometry.strided and perturbed else 0.0
     return gram < min(grouped, loop) + strided
 
 

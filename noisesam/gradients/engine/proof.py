@@ -122,7 +122,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
     """Compare what the engine finds in the batch with plain autograd."""
     try:
         point = engine.at(inputs)
-        gradient = point.per_example_gradient(fixed_cotangent(point.logits), keep=True)
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
     except UnsupportedParameterUse as reason:
         return Verdict(False, str(reason))
     except (InputError, torch.OutOfMemoryError):
@@ -169,7 +169,7 @@ def _agrees_when_perturbed(
             point = engine.at(inputs)
         except RuntimeError:
             return True  # inputs of sixteen bits, which only autocast brings together with the weights
-        gradient = point.per_example_gradient(fixed_cotangent(point.logits), keep=True)
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
         return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, rounding_tolerance(point.logits))
 
 

@@ -42,13 +42,13 @@ class Tape:
         self.prefers_second = prefers_second
         self.recording = False
         self.sharing = True
-        self.norms_only = False
-        self.perturbed_later = True
-        """Whether the examples' own weights may follow, for which the images had better lie in planes."""
+        self.perturbed_passes = 2
+        """How many passes at the examples' own weights may follow: 0, 1 (forward) or 2 (forward and back)."""
         self.temporary_bytes = 0
         """The largest gradient that was formed only to be summed up."""
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._perturbation = perturbation or {}
+        self._perturbation = dict(perturbation or {})
+        self._used_up: set[str] = set()
         self._factors: dict[str, list[Factor]] = defaultdict(list)
         self._first_outputs: list[_FirstOutput] = []
         self._channels_last: dict[int, tuple[Tensor, Tensor, int]] = {}
@@ -59,14 +59,14 @@ class Tape:
         self._derived = DerivedWeights(self.constants)
 
     @contextmanager
-    def mode(self, *, recording: bool, sharing: bool, norms_only: bool = False) -> Iterator[None]:
+    def mode(self, *, recording: bool, sharing: bool, perturbed_passes: int = 2) -> Iterator[None]:
         """Say for the length of a block what a pull-back forms; an exception leaves no half of a record behind."""
-        before = self.recording, self.sharing, self.norms_only
-        self.recording, self.sharing, self.norms_only = recording, sharing, norms_only
+        before = self.recording, self.sharing, self.perturbed_passes
+        self.recording, self.sharing, self.perturbed_passes = recording, sharing, perturbed_passes
         try:
             yield
         finally:
-            self.recording, self.sharing, self.norms_only = before
+            self.recording, self.sharing, self.perturbed_passes = before
             self._factors.clear()
             self._derived.forget()
 
@@ -85,18 +85,25 @@ class Tape:
         if parameter in self._derived:
             return self._derived.perturbation(parameter, self.perturbation, self.examples)
         self._uses[id(parameter)] += 1
-        factor = self._perturbation.get(self._names[id(parameter)])
+        name = self._names[id(parameter)]
+        if name in self._used_up:
+            raise UnrepeatableForwardError(
+                f"The parameter {name!r} is used more often at w + eps than at w",
+                expected="a forward pass that uses every parameter as often when it is repeated",
+                remedy="Use engine='reference', or take what changes from call to call out of the model.",
+            )
+        factor = self._perturbation.get(name)
         if not self._consume or self._previous is None or not isinstance(factor, Dense):
             return factor
         if self._previous._uses[id(parameter)] != 1:
             return factor
-        if self._uses[id(parameter)] > 1:
-            raise UnrepeatableForwardError(
-                f"The parameter {self.name(parameter)!r} is used more often at w + eps than at w",
-                expected="a forward pass that uses every parameter as often when it is repeated",
-                remedy="Use engine='reference', or take what changes from call to call out of the model.",
-            )
+        # Held by nobody but the layer from here on: its memory is free again as soon as the reverse pass is through there.
+        self._used_up.add(name)
+        del self._perturbation[name]
         return factor.for_one_use()
+
+    def _moves(self, parameter: Tensor) -> bool:
+        return self.name(parameter) in self._perturbation or self.name(parameter) in self._used_up
 
     def records(self, parameter: Tensor | None) -> bool:
         """Whether this pull-back forms the per-example gradient of this tensor."""
@@ -123,7 +130,7 @@ class Tape:
 
     def derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Call a function that receives parameters; False beside it where it is none of parameters alone."""
-        found = self._derived.derive(function, args, kwargs, self.tracks, lambda root: self.name(root) in self._perturbation)
+        found = self._derived.derive(function, args, kwargs, self.tracks, self._moves)
         if found is None:
             return None, False
         result, weights = found

@@ -29,7 +29,7 @@ from noisesam.gradients.engine.kernels import (
 )
 from noisesam.gradients.engine.layout import tape_of_rows
 from noisesam.gradients.engine.patches import Geometry, patch_adjoint, patch_products, writes_patches
-from noisesam.gradients.engine.rules.linear import autocast_input, not_a_view, product_factors
+from noisesam.gradients.engine.rules.linear import autocast_input, later_uses, not_a_view, product_factors
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, GramFactor, OuterProducts, Shared, known_form
@@ -140,13 +140,13 @@ class PatchProducts(GramFactor):
         return PatchProducts(self.dy.double(), self.x.double(), self.weight, self.geometry)
 
 
-def kernel_factors(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, *, norms_only: bool = False) -> Factor:
-    """Choose the form of the per-example gradient from the shapes alone."""
+def kernel_factors(tape: Tape, dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Factor:
+    """Choose the form of the per-example gradient from the shapes, and from what follows in the step."""
     if geometry.pointwise and geometry.groups == 1:
         columns = strided_pixels(x, geometry).flatten(2)
         outputs, seen = dy.flatten(2).transpose(1, 2), columns.transpose(1, 2)
-        return product_factors(outputs, seen, tuple(weight.shape))
-    if prefers_patch_products(dy, weight, geometry, norms_only=norms_only):
+        return product_factors(outputs, seen, tuple(weight.shape), later_uses=later_uses(tape, weight))
+    if prefers_patch_products(dy, weight, geometry, perturbed=tape.perturbed_passes > 0):
         return PatchProducts(dy, x, weight, geometry)
     return Dense(kernel_gradients(dy, x, weight.to(x.dtype), geometry))
 
@@ -209,7 +209,7 @@ class _Convolution(Function):
         if tape.records(ctx.bias):
             tape.record(ctx.bias, Dense(dy.flatten(2).sum(2)))
         if tape.records(ctx.weight):
-            factor = kernel_factors(dy, x.detach(), weight, geometry, norms_only=tape.norms_only)
+            factor = kernel_factors(tape, dy, x.detach(), weight, geometry)
             tape.record(ctx.weight, factor)
         if ctx.needs_input_grad[2] and tape.shares(ctx.bias):
             db = dy.transpose(0, 1).flatten(1).sum(1)

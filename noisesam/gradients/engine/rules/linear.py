@@ -20,6 +20,13 @@ from noisesam.gradients.engine.layout import examples_first
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, known_form
 
+LARGEST_PRODUCT = (1.0, 4 / 3, 3 / 2)
+"""Size of the product, in that of its factors T (d + p), up to which it is formed: for the norm, for one later use, for two.
+
+With two it would be quicker beyond, by a few per cent. But factors are no larger than what a layer keeps for its reverse pass,
+and with half again as much for the product a step takes at most 2.5 times the memory of one of SGD.
+"""
+
 
 @register_rule(torch.nn.functional.linear, needs_activation=True)
 def linear_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -45,14 +52,20 @@ def autocast_input(values: Tensor) -> Tensor:
     return values
 
 
-def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None = None) -> Factor:
+def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None = None, *, later_uses: int = 2) -> Factor:
     """Keep sum_t left_t right_t^T as factors while that is cheaper than the product, which is a fixed rule of the shapes.
 
-    The norm alone takes T^2 (d + p) multiplications by factors, T d p by the product. As perturbations both are met twice more;
-    factors then need the shared map's T d p beside, but a product's memory is written and read six times.
+    Factors take T^2 (d + p) multiplications for the norm and as many for every later use. The product takes T d p once, and a
+    perturbed pass with it no more than one with the shared map, but its d p numbers are written and read again and again.
+
+    Args:
+        left: Output gradients by position.
+        right: Inputs by position.
+        shape: The weight's own shape, where it is not (p, d).
+        later_uses: Uses after the norm: the passes at w + eps_i that follow, or 2 where the batch's gradient is to be the sum.
     """
     positions, outputs, inputs = left.shape[1], left.shape[2], right.shape[2]
-    if positions == 1 or positions * (inputs + outputs) < inputs * outputs:
+    if positions == 1 or inputs * outputs > LARGEST_PRODUCT[later_uses] * positions * (inputs + outputs):
         return OuterProducts(left, right, shape)
     return Dense(torch.bmm(left.transpose(1, 2), right).view(-1, *(shape or (outputs, inputs))))
 
@@ -117,7 +130,7 @@ class _Linear(Function):
             tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
         if tape.records(ctx.weight):
             pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
-            factor = product_factors(*pair)
+            factor = product_factors(*pair, later_uses=later_uses(tape, ctx.weight))
             tape.record(ctx.weight, factor)
         if ctx.needs_input_grad[1] and tape.shares(ctx.weight):
             if isinstance(factor, Dense) and factor.in_full_precision:
@@ -139,6 +152,11 @@ class _Linear(Function):
                     written, seen = _seen_and_written(eps, dy.dtype, ctx.transposed)
                     input_gradient = _add_low_rank(input_gradient, dy, seen, written, eps.scale, fresh=True)
         return input_gradient, weight_gradient, bias_gradient, None, None, None, None
+
+
+def later_uses(tape: Tape, weight: Tensor) -> int:
+    """Return how often this pull-back's per-example gradient of a weight is used after its norm."""
+    return 2 if tape.shares(weight) else tape.perturbed_passes
 
 
 def _seen_and_written(eps: OuterProducts, dtype: torch.dtype, transposed: bool) -> tuple[Tensor, Tensor]:

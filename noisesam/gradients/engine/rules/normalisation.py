@@ -40,7 +40,7 @@ def layer_norm_rule(
     """Normalise over the last axes, then scale and shift per example."""
     shape = tuple(normalized_shape)
     values, back = examples_first(tape, _float32_under_autocast(input), len(shape), "'layer_norm'")
-    if tape.perturbed_later and lies_in_planes(values, shape):
+    if tape.perturbed_passes and lies_in_planes(values, shape):
         return back(normalise_planes(tape, values, weight, bias, eps))
     moves = (tape.perturbation(weight), tape.perturbation(bias))
     return back(_LayerNorm.apply(values, weight, bias, shape, eps, tape, *moves))
