@@ -23,8 +23,8 @@ from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, kno
 LARGEST_PRODUCT = (1.0, 4 / 3, 3 / 2)
 """Size of the product, in that of its factors T (d + p), up to which it is formed: for the norm, for one later use, for two.
 
-With two it would be quicker beyond, by a few per cent. But factors are no larger than what a layer keeps for its reverse pass,
-and with half again as much for the product a step takes at most 2.5 times the memory of one of SGD.
+With two it would often be quicker beyond. But factors are about what a layer keeps for its reverse pass, and with half again as
+much for the product a step stays below 2.5 times the memory of one of SGD, the aim that `noisesam bench` judges by.
 """
 
 
