@@ -23,7 +23,7 @@ TIME_LIMIT = 1200
 """Seconds after which a child process is given up."""
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 """Has glibc hand back every freed block of this many bytes or more. By itself it keeps some, the more the longer a process
-runs, and which depends on addresses: the same step then has a peak of once or twice the memory."""
+runs, and which depends on addresses: the same step is then read differently in every process."""
 SMALLEST = round(products.WORTH_THE_CALL ** (1 / 3))
 """Rows and columns from which a product is large enough for oneDNN."""
 

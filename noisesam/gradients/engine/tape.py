@@ -102,7 +102,7 @@ class Tape:
         del self._perturbation[name]
         return factor.for_one_use()
 
-    def _moves(self, parameter: Tensor) -> bool:
+    def _is_perturbed(self, parameter: Tensor) -> bool:
         return self.name(parameter) in self._perturbation or self.name(parameter) in self._used_up
 
     def records(self, parameter: Tensor | None) -> bool:
@@ -130,7 +130,7 @@ class Tape:
 
     def derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
         """Call a function that receives parameters; False beside it where it is none of parameters alone."""
-        found = self._derived.derive(function, args, kwargs, self.tracks, self._moves)
+        found = self._derived.derive(function, args, kwargs, self.tracks, self._is_perturbed)
         if found is None:
             return None, False
         result, weights = found
