@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from noisesam.gradients.traversal import modules_of
+
 
 def normalise(
     values: Float[Tensor, "n channels ..."],
@@ -33,7 +35,7 @@ def normalise(
 
 def written_out(model: nn.Module) -> AbstractContextManager[Any]:
     """While active, the model's BatchNorm layers that use their running statistics do so by plain arithmetic."""
-    frozen = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training for module in model.modules())
+    frozen = any(isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.training for module in modules_of(model))
     return WrittenOut() if frozen else nullcontext()
 
 

@@ -15,6 +15,7 @@ from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.randomness import undisturbed
 from noisesam.gradients.recomputation import evaluate
+from noisesam.gradients.traversal import modules_of
 
 MEMORY_BUDGET, ACCELERATOR_MEMORY_BUDGET = 2**31, 2**33
 """Bytes that chunk_size="auto" allows the per-example passes to add to the model: two GiB on a CPU, where parts cost little;
@@ -67,7 +68,8 @@ def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int | None = None)
     """
     known = _KNOWN.setdefault(model, {})
     examples = batch_size(inputs)
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()):
+    modules = modules_of(model)
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in modules):
         return examples  # they belong together: a batch method needs them all, the others refuse the model
     first = take(inputs, slice(0, 1))
     values = [first] if isinstance(first, Tensor) else first.values() if isinstance(first, dict) else first
@@ -75,7 +77,8 @@ def automatic_chunk(model: nn.Module, inputs: Inputs, budget: int | None = None)
     if signature not in known:
         known[signature] = bytes_of_an_example(model, first)
     if budget is None:
-        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        parameters = (parameter for module in modules for parameter in module._parameters.values() if parameter is not None)
+        on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
         budget = MEMORY_BUDGET if on_cpu else ACCELERATOR_MEMORY_BUDGET
     return max(1, min(examples, budget // max(known[signature].needed, 1)))
 

@@ -19,6 +19,7 @@ import noisesam
 from noisesam.errors import InputError
 from noisesam.gradients import mixed_point_gradient, register_rule
 from noisesam.gradients.engine import engine_for, interception
+from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.each_example import each
 from noisesam.gradients.engine.fast import FastEngine
@@ -201,20 +202,24 @@ def test_a_rule_that_returns_a_sum_where_every_example_has_its_own_jacobian_is_f
         interception._RULES.pop(product)
 
 
+def call(constants, function, arguments, named=None):
+    return constants.call(function, arguments, named or {}, tensors_in((arguments, named or {})))
+
+
 def test_constants_are_what_no_example_has_written_to():
     held = torch.ones(3)
     constants = Constants([held])
-    made = constants.call(torch.zeros, (3,), {})
-    scaled = constants.call(torch.mul, (held, made), {})
+    made = call(constants, torch.zeros, (3,))
+    scaled = call(constants, torch.mul, (held, made))
     assert all(value in constants for value in (held, made, scaled))
     assert [constants.holds(value) for value in (held, made, scaled)] == [True, False, True]
     data = torch.randn(3)
-    assert constants.call(torch.add, (held, data), {}) not in constants
-    constants.call(torch.Tensor.copy_, (made, data), {})
+    assert call(constants, torch.add, (held, data)) not in constants
+    call(constants, torch.Tensor.copy_, (made, data))
     assert made not in constants
-    view = constants.call(torch.Tensor.view, (held, 1, 3), {})
+    view = call(constants, torch.Tensor.view, (held, 1, 3))
     assert view in constants
-    constants.call(torch.Tensor.add_, (held, data), {})
+    call(constants, torch.Tensor.add_, (held, data))
     assert not any(value in constants for value in (held, view))
 
 
@@ -258,16 +263,16 @@ def test_an_einsum_that_is_a_linear_map_copies_no_weight_for_every_example():
 def test_what_receives_something_of_the_examples_at_any_depth_is_no_constant():
     table, of_the_data = torch.randn(4, 3), torch.tensor([1, 0])
     constants = Constants([table])
-    assert constants.call(torch.Tensor.new_tensor, (table, 2), {}) in constants
+    assert call(constants, torch.Tensor.new_tensor, (table, 2)) in constants
     for arguments, named in (
         ((table, ([of_the_data], slice(None))), {}),
         ((table,), {"options": {"index": (of_the_data,)}}),
     ):
-        assert constants.call(lambda table, *_, **__: table + 0, arguments, named) not in constants
+        assert call(constants, lambda table, *_, **__: table + 0, arguments, named) not in constants
     bounds = slice(of_the_data[1], of_the_data[0])  # numbers, as if .item() had been asked of them
-    assert constants.call(torch.Tensor.__getitem__, (table, bounds), {}) in constants
-    assert constants.call(torch.cat, ([table, table],), {}) in constants
-    assert all(value in constants for value in constants.call(torch.Tensor.max, (table, 0), {}))
+    assert call(constants, torch.Tensor.__getitem__, (table, bounds)) in constants
+    assert call(constants, torch.cat, ([table, table],)) in constants
+    assert all(value in constants for value in call(constants, torch.Tensor.max, (table, 0)))
 
 
 def test_a_bound_that_comes_of_the_data_cuts_tables_of_parameters_and_of_buffers_alike():

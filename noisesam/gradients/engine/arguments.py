@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 
 
-def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors in these values, and in the lists, tuples and dicts among them, at any depth.
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """Return the tensors in these values, and in the lists, tuples and dicts among them, at any depth.
 
-    The bounds of a slice are read as numbers, whatever they are given as, and no tensors. It is asked at every function that a
-    model calls, and mostly the first tensor decides.
+    The bounds of a slice are read as numbers, whatever they are given as, and no tensors.
     """
+    found: list[Tensor] = []  # a list: it is asked at every function that a model calls, and generators are slower
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
+            found += tensors_in(value)
         elif isinstance(value, dict):
-            yield from tensors_in(value.values())
+            found += tensors_in(value.values())
+    return found

@@ -29,10 +29,12 @@ class Constants:
         """Whether the model holds this, or has computed it from what it holds: it has no example axis, whatever its shape."""
         return value in self and self._found[id(value)][2]
 
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the function, and remember what it returns where it receives no tensor but constants."""
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Iterable[Tensor]
+    ) -> Any:
+        """Call the function with arguments in which there are these tensors; remember what it makes of constants alone."""
         held = False
-        for value in tensors_in((args, kwargs)):
+        for value in tensors:
             if value not in self:
                 return function(*args, **kwargs)
             held = held or self.holds(value)

@@ -163,7 +163,7 @@ class DerivedWeights:
             # Cast to the type and device of something else, which is no more to the value than these two.
             like: Tensor = args[1]
             function, args, kwargs = torch.Tensor.to, (args[0], like.device, like.dtype), {}
-        tensors = list(tensors_in((args, kwargs)))
+        tensors = tensors_in((args, kwargs))
         if not weight_functions.is_repeatable(function, args, kwargs):
             return None
         if not all(tracks(value) or value in self.constants for value in tensors):

@@ -17,6 +17,7 @@ from noisesam.gradients.factors import Factor
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.recomputation import evaluate
+from noisesam.gradients.traversal import modules_of
 
 __all__ = ["FastEngine", "rules"]
 
@@ -50,7 +51,7 @@ class FastEngine(Engine):
     def _held(self) -> Iterator[Tensor]:
         """Yield what the model holds beside its trainable parameters."""
         trainable = {id(parameter) for parameter in self.parameters.values()}
-        for module in self.model.modules():
+        for module in modules_of(self.model):
             for own in itertools.chain(module._buffers.values(), module._parameters.values()):
                 if own is not None and id(own) not in trainable:
                     yield own

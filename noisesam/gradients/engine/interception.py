@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,31 +85,24 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _HARMLESS:
             return func(*args, **kwargs)
-        if not self._receives_parameter(args, kwargs):
-            return self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs)
+        tensors = tensors_in((args, kwargs) if kwargs else args)
+        parameter = self.tape.first_tracked(tensors)
+        if parameter is None:
+            return self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs, tensors)
         refuse_recomputation()
         rule, reason = _RULES.get(func), None
-        if rule is not None and not (func in _NEEDS_ACTIVATION and self._receives_weights_alone(args, kwargs)):
+        if rule is not None and not (func in _NEEDS_ACTIVATION and self._all_weights(tensors)):
             try:
                 return rule(self.tape, func, *args, **kwargs)
             except UnsupportedParameterUse as unsupported:
                 reason = str(unsupported)  # the exception itself would hold this frame, and the model's with it
         result, derived = self.tape.derive(func, args, kwargs)
         if not derived:
-            raise UnsupportedParameterUse(reason or f"{_describe(func)} uses {self._first_name(args, kwargs)}")
+            raise UnsupportedParameterUse(reason or f"{_describe(func)} uses the parameter {self.tape.name(parameter)!r}")
         return result
 
-    def _receives_parameter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return next(self._parameters(args, kwargs), None) is not None
-
-    def _receives_weights_alone(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        return all(self.tape.tracks(value) or self.tape.constants.holds(value) for value in tensors_in((args, kwargs)))
-
-    def _first_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        return f"the parameter {self.tape.name(next(self._parameters(args, kwargs)))!r}"
-
-    def _parameters(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-        return (value for value in tensors_in((args, kwargs)) if self.tape.tracks(value))
+    def _all_weights(self, tensors: list[Tensor]) -> bool:
+        return all(self.tape.tracks(value) or self.tape.constants.holds(value) for value in tensors)
 
 
 def _describe(function: Callable[..., Any]) -> str:

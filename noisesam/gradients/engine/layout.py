@@ -33,6 +33,8 @@ def examples_first(tape: Tape, values: Tensor, trailing: int, what: str) -> tupl
     features = shape[leading:]
     second = leading >= 2 and shape[1] == n
     if leading >= 1 and shape[0] == n and not (second and tape.prefers_second):
+        if leading == 2:
+            return values, _as_it_is  # a view of the same shape would be one more node of the graph, there and back
         return values.reshape(n, -1, *features), lambda out: out.reshape(*shape[:leading], *out.shape[2:])
     if second:
         swapped = values.transpose(0, 1)
@@ -44,6 +46,10 @@ def examples_first(tape: Tape, values: Tensor, trailing: int, what: str) -> tupl
     if leading >= 1 and shape[0] % n == 0:  # merged with positions, or with windows of them
         return values.reshape(n, -1, *features), lambda out: out.reshape(*shape[:leading], *out.shape[2:])
     raise UnsupportedParameterUse(f"{what} sees a tensor of shape {tuple(shape)} for {n} examples")
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
 
 
 class _RowsTape(Tape):

@@ -18,6 +18,7 @@ from noisesam.gradients.engine.reference_proof import what_the_reference_misses
 from noisesam.gradients.moved_weights import MovedWeightsEngine
 from noisesam.gradients.points import Engine
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation
+from noisesam.gradients.traversal import modules_of
 
 ENGINES = ("auto", "fast", "reference")
 
@@ -145,6 +146,6 @@ def _refuse_shared_memory(parameters: dict[str, nn.Parameter]) -> None:
 def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> Hashable:
     values = [inputs] if isinstance(inputs, Tensor) else inputs.values() if isinstance(inputs, dict) else inputs
     shapes = tuple((tuple(value.shape), value.dtype) if isinstance(value, Tensor) else repr(value) for value in values)
-    modes = tuple((type(module), module.training, module._compiled_call_impl is None) for module in model.modules())
+    modes = tuple((type(module), module.training, module._compiled_call_impl is None) for module in modules_of(model))
     device = next(iter(parameters.values())).device.type
     return shapes, modes, tuple(map(id, parameters.values())), torch.is_autocast_enabled(device)

@@ -74,6 +74,13 @@ class Tape:
         """Whether this object is a trainable parameter of the model, or derived from such alone."""
         return id(value) in self._names
 
+    def first_tracked(self, values: Sequence[Tensor]) -> Tensor | None:
+        """Return the first of these that is a trainable parameter, or derived from such alone."""
+        for value in values:
+            if id(value) in self._names:
+                return value
+        return None
+
     def name(self, parameter: Tensor) -> str:
         """Return the parameter's name."""
         return self._names[id(parameter)]

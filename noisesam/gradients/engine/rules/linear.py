@@ -32,9 +32,9 @@ much for the product a step stays below 2.5 times the memory of one of SGD, the 
 def linear_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Evaluate a linear map at w or w + eps_i, recording or sharing its gradients on the way back."""
     input = autocast_input(input)
-    positions, back = examples_first(tape, input, 1, "'linear'")
     if input.dim() == 2 and input.shape[0] == tape.examples:
         return apply_linear(tape, input, weight, bias)
+    positions, back = examples_first(tape, input, 1, "'linear'")
     return back(apply_linear(tape, positions, weight, bias))
 
 
