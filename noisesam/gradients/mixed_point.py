@@ -14,10 +14,11 @@ from noisesam.errors import InputError
 from noisesam.gradients.accumulation import add_part, joined
 from noisesam.gradients.batch import Batch, ChunkSize, Inputs, check_chunk_size, devices_of, trainable
 from noisesam.gradients.engine.selection import engine_for
+from noisesam.gradients.factors import Factor
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.gradients.per_example_gradient import PerExampleGradient
-from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.points import Point
 from noisesam.gradients.randomness import RandomState
 
 POINTS = ("w", "perturbed")
@@ -145,13 +146,15 @@ def mixed_point_step(
             rows.append((point.logits, losses, norms, losses))
         else:
             # L-SAM pulls the perturbed residual back through the graph at w, so that graph is kept.
-            direction, norms = gradient_and_norm(
-                point, residual, keep=not jacobian_perturbed, perturbed_passes=perturbed_passes
+            eps, norms = _perturbation_and_norm(
+                point, residual, radii, keep=not jacobian_perturbed, perturbed_passes=perturbed_passes
             )
             state_after = RandomState.capture(devices)
             state.restore()
-            moved = _move(chosen, chunk.inputs, direction, radii, point, graph=jacobian_perturbed)
-            del direction  # its tensors are those of w + eps_i now, which go as the reverse pass goes on
+            with torch.set_grad_enabled(jacobian_perturbed):  # without a graph where only the residual is wanted
+                # The tensors of the gradient become those of w + eps_i: they have served.
+                moved = chosen.at(chunk.inputs, eps, previous=point, consume=True)
+            del eps  # what is left of it goes as the reverse pass goes on
             state_after.restore()
             cotangent = loss.residual(moved.logits, chunk.targets) if residual_perturbed else residual
             pulled = moved if jacobian_perturbed else point
@@ -178,17 +181,9 @@ def gradient_and_norm(
     return (gradient, gain), gain * size
 
 
-def _move(
-    engine: Engine,
-    inputs: Inputs,
-    direction: tuple[PerExampleGradient, Tensor],
-    radii: Mapping[str, float],
-    point: Point,
-    *,
-    graph: bool,
-) -> Point:
-    """Evaluate at w + eps_i; without a graph where only the residual is wanted."""
-    gradient, gain = direction
-    with torch.set_grad_enabled(graph):
-        # The tensors of the gradient become those of w + eps_i: they have served.
-        return engine.at(inputs, gradient.perturbation(radii, gain), previous=point, consume=True)
+def _perturbation_and_norm(
+    point: Point, residual: Tensor, radii: Mapping[str, float], *, keep: bool, perturbed_passes: int
+) -> tuple[dict[str, Factor], Float[Tensor, " n"]]:
+    """Return eps_i and ||g_i||; what of the gradient is copied into eps_i is gone with this call."""
+    (gradient, gain), norms = gradient_and_norm(point, residual, keep=keep, perturbed_passes=perturbed_passes)
+    return gradient.perturbation(radii, gain), norms

@@ -17,6 +17,7 @@ from noisesam.gradients.engine.proof import prove
 from noisesam.gradients.engine.rules.linear import product_factors
 from noisesam.gradients.factors import Dense, OuterProducts
 from noisesam.gradients.memory import bytes_of_an_example
+from noisesam.gradients.per_example_gradient import PerExampleGradient
 
 ONE_SAM = {"rho": 0.1, "jacobian_at": "perturbed", "residual_at": "perturbed"}
 WIDTH, TOKENS, EXAMPLES = 64, 22, 9
@@ -61,6 +62,23 @@ def test_the_proof_holds_no_more_at_once_than_the_step_that_follows():
         peaks.append(sum(seen.at_peak.values()))
     # Two graphs would be half as much again; some examples' weights and gradients are compared beside the one.
     assert peaks[0] <= 1.1 * peaks[1]
+
+
+@pytest.mark.parametrize("points", [("perturbed", "perturbed"), ("perturbed", "w"), ("w", "perturbed")])
+def test_of_a_gradient_only_the_perturbation_is_left_when_the_perturbed_pass_starts(points):
+    model = nn.Sequential(nn.Embedding(7, 6), nn.LayerNorm(6), nn.Flatten(), nn.Linear(30, 4))
+    tokens, y = torch.randint(0, 7, (EXAMPLES, 5)), torch.arange(EXAMPLES) % 4
+    options = {"rho": 0.1, "jacobian_at": points[0], "residual_at": points[1]}
+    mixed_point_gradient(model, tokens, y, **options)  # proven before
+    alive: list[int] = []
+
+    def count(*_: object) -> None:
+        alive.append(sum(type(one) is PerExampleGradient for one in gc.get_objects()))
+
+    gc.collect()
+    model.register_forward_pre_hook(count)
+    mixed_point_gradient(model, tokens, y, **options)
+    assert alive == [alive[0]] * 2
 
 
 def one_sam(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import movable
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.plain import kept_view, named_plain_gradients, next_number, whole_norm
@@ -136,8 +137,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
     for row, twin in twins.items():
         if not close(point.logits[row : row + 1], twin.alone, tolerance):
             return Verdict(False, "the model draws random numbers outside dropout")
-        own = {name: factor.of(slice(row, row + 1)).in_double() for name, factor in gradient.factors.items()}
-        norms = {name: float(factor.squared_norm()[0].sqrt()) for name, factor in own.items()}
+        norms = {name: _norm_in_double(factor, row) for name, factor in gradient.factors.items()}
         largest = max(twin.norms.values(), default=0.0)
         for name in engine.parameters:
             difference = abs(norms.get(name, 0.0) - twin.norms.get(name, 0.0))
@@ -153,6 +153,11 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return Verdict(False, f"it does not go through at perturbed weights: {first_line(error)}")
     return Verdict(True, prefers_second=engine.prefers_second)
+
+
+def _norm_in_double(factor: Factor, row: int) -> float:
+    """Return the norm of one example's gradient, of which no copy in float64 is left."""
+    return float(factor.of(slice(row, row + 1)).in_double().squared_norm()[0].sqrt())
 
 
 def _agrees_when_perturbed(
