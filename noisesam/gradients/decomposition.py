@@ -16,7 +16,7 @@ from noisesam.gradients.factors import Dense, Factor, Shared
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm
-from noisesam.gradients.randomness import RandomState
+from noisesam.gradients.randomness import RandomState, buffers_kept
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,17 @@ def decompose(
     if rho is not None and perturbation is not None:
         raise InputError("Both rho and perturbation", expected="one of them", remedy="Leave one out.")
     radii = None if rho is None else dict.fromkeys(trainable(model), check_rho(rho))
-    return decompose_batch(
-        model,
-        Batch.of(inputs, targets),
-        resolve(loss),
-        radii,
-        perturbation,
-        engine=engine,
-        chunk_size=check_chunk_size(chunk_size),
-        memory_budget=check_memory_budget(memory_budget),
-    )
+    with buffers_kept(model):
+        return decompose_batch(
+            model,
+            Batch.of(inputs, targets),
+            resolve(loss),
+            radii,
+            perturbation,
+            engine=engine,
+            chunk_size=check_chunk_size(chunk_size),
+            memory_budget=check_memory_budget(memory_budget),
+        )
 
 
 def decompose_batch(

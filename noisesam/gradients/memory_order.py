@@ -19,6 +19,18 @@ def order_of(values: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last(values) else torch.contiguous_format
 
 
+def settled(images: Tensor) -> Tensor:
+    """Return the same images with the strides that go with their order, where an axis of length one leaves these open."""
+    if 1 not in images.shape or images.dim() != 4:
+        return images
+    if images.is_contiguous():
+        return images.reshape(-1).view(images.shape)
+    if images.is_contiguous(memory_format=torch.channels_last):
+        rows = images.permute(0, 2, 3, 1)
+        return rows.reshape(-1).view(rows.shape).permute(0, 3, 1, 2)
+    return images
+
+
 def reordered(images: Tensor, order: torch.memory_format) -> Tensor:
     """Return the same images in another memory order; their gradient comes back in the order in which they lay before."""
     if images.is_contiguous(memory_format=order):

@@ -113,6 +113,7 @@ def check_rho(rho: float) -> float:
     return float(rho)
 
 
+@torch.enable_grad()
 def mixed_point_step(
     model: nn.Module,
     batch: Batch,
@@ -135,8 +136,8 @@ def mixed_point_step(
     for _, chunk in batch.chunks(chunk_for(model, batch.inputs, chunk_size, memory_budget)):
         chosen = engine_for(model, chunk.inputs, engine)
         state = RandomState.capture(devices)
-        repeated += chunk.size * (2 if perturbs else 1) * chosen.forwards_per_pull_back
         point = chosen.at(chunk.inputs, perturbed_passes=perturbed_passes)
+        repeated += chunk.size * (2 if perturbs else 1) * chosen.forwards_per_pull_back
         residual = loss.residual(point.logits, chunk.targets)
         losses = loss(point.logits, chunk.targets)
         if not perturbs:

@@ -37,6 +37,8 @@ def named_plain_gradients(
 
 def whole_norm(values: Tensor) -> Tensor:
     """Return the norm of all entries in float64, also where their squares are beyond their type; a copy is made only there."""
+    if values.numel() == 0:  # the largest of no entries is not defined
+        return values.new_zeros((), dtype=torch.float64)
     norm = norm_of(values).double()
     if SMALLEST_SQUARE < float(norm) ** 2 < LARGEST_SQUARE:
         return norm

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.batch import devices_of
+from noisesam.gradients.traversal import modules_of
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of torch's default generators, on the CPU and on the accelerators that the model uses."""
+    """The state of torch's default generators, on the CPU and on the accelerators that the model uses.
+
+    With it goes Python's own: models drop whole layers by it.
+    """
 
     cpu: Tensor
     devices: tuple[tuple[torch.device, Tensor], ...]
+    python: tuple[Any, ...]
 
     @classmethod
     def capture(cls, devices: Sequence[torch.device] = ()) -> RandomState:
         """Copy the current state."""
-        return cls(torch.get_rng_state(), tuple((device, torch.cuda.get_rng_state(device)) for device in devices))
+        on_devices = tuple((device, torch.cuda.get_rng_state(device)) for device in devices)
+        return cls(torch.get_rng_state(), on_devices, random.getstate())
 
     def restore(self) -> None:
         """Put the copied state back, so that the next pass draws what the pass after `capture` drew."""
         torch.set_rng_state(self.cpu)
+        random.setstate(self.python)
         for device, state in self.devices:
             torch.cuda.set_rng_state(state, device)
 
@@ -35,17 +45,34 @@ class RandomState:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Leave generators, buffers and gradients as they were; inside no parameter has a `.grad`."""
     state = RandomState.capture(devices_of(model))
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    of_numpy = numpy.random.get_state(legacy=False)  # noqa: NPY002 - the one that a model would draw from
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        yield
+        with buffers_kept(model):
+            yield
     finally:
         state.restore()
+        numpy.random.set_state(of_numpy)  # noqa: NPY002
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Leave the buffers as they were: the same tensors, where a model puts others in their place, with the same entries."""
+    kept = [(module._buffers, name, buffer) for module in modules_of(model) for name, buffer in module._buffers.items()]
+    copies = [None if buffer is None else buffer.clone() for _, _, buffer in kept]
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for buffer, copy in buffers:
-                if not torch.equal(buffer, copy):  # writing what is there would spoil a graph that somebody holds
-                    buffer.copy_(copy)
+            for (buffers, name, buffer), copy in zip(kept, copies, strict=True):
+                buffers[name] = buffer
+                if buffer is not None and copy is not None and not _equal(buffer, copy):
+                    buffer.copy_(copy)  # writing what is there would spoil a graph that somebody holds
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)

@@ -99,7 +99,8 @@ class ReferenceEngine(Engine):
     def _evaluate_in_a_loop(self, stacked: dict[str, Tensor], inputs: Inputs, examples: int) -> Tensor:
         rows = []
         for i in range(examples):
-            weights = {name: tensor[i] for name, tensor in stacked.items()}
+            # Copies: a model that writes to its weights would write to those of other examples.
+            weights = {name: tensor[i].clone() for name, tensor in stacked.items()}
             rows.append(evaluate(WithWeights(self.model, weights), take(inputs, slice(i, i + 1))))
         return torch.cat(rows)
 

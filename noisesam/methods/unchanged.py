@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from noisesam.gradients.batch import devices_of
-from noisesam.gradients.randomness import RandomState
+from noisesam.gradients.randomness import RandomState, buffers_kept
 
 
-class unchanged:  # noqa: N801
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Leave the model's buffers and torch's generators as they were."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.state = RandomState.capture(devices_of(self.model))
-        self.buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-
-    def __exit__(self, *exception: object) -> None:
-        self.state.restore()
-        with torch.no_grad():
-            for buffer, copy in self.buffers:
-                buffer.copy_(copy)
+    state = RandomState.capture(devices_of(model))
+    try:
+        with buffers_kept(model):
+            yield
+    finally:
+        state.restore()

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import fold, pad
 
+from noisesam.gradients.memory_order import settled
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -56,6 +58,10 @@ class Geometry:
         self, dy: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool], groups: int | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of the input and of the weight, as wanted."""
+        if (groups or self.groups) > 1:
+            # torch's kernel for groups reads kernels' gradients in the wrong order where an axis has length one and its stride
+            # suggests another order than the one in which the images lie (float64, torch 2.11 and 2.13).
+            dy, x = settled(dy), settled(x)
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, x, weight, None, self.stride, self.padding, self.dilation, False, [0] * len(self.kernel),
             groups or self.groups, [*wanted, False],

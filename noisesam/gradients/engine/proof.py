@@ -15,9 +15,12 @@ Dropout is switched off while this is checked, since the masks of a batch and of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +50,8 @@ class Verdict:
     reason: str = ""
     prefers_second: bool = False
     """Which guess of `layout` holds where the shapes leave two."""
+    trace: int = 0
+    """What the model called while it was proven (`Tape.trace`): it holds for what goes the same way."""
 
 
 def refuse_batch_normalisation(model: nn.Module) -> None:
@@ -74,12 +79,13 @@ def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
     with undisturbed(model), torch.enable_grad(), WithoutDropout():
         torch.clear_autocast_cache()  # a cast from before is no copy that the model keeps
         size, start = batch_size(inputs), next_number()
-        output = evaluate(model, inputs)
+        with _numpy_refused(model):
+            output = evaluate(model, inputs)
         view = kept_view(model, engine.parameters, output, start)
         output = output.detach()  # one graph at a time is held
         rows = sorted({0, size // 2, size - 1})
         alone = {row: evaluate(model, take(inputs, slice(row, row + 1))).detach() for row in rows}
-        _refuse_mixing(model, inputs, output, alone[0])
+        _refuse_mixing(model, inputs, output, alone)
         if view is not None:
             return Verdict(False, f"it uses {view!r} by way of a view that was made before the step")
         twins = _twins(engine, inputs, alone)
@@ -95,6 +101,20 @@ def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
             elsewhere = _compare_elsewhere(engine, inputs, sorted(twins)) if unseen else None
             return elsewhere if elsewhere is not None and not elsewhere.fast else verdict
         return verdict
+
+
+@contextmanager
+def _numpy_refused(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that draws with NumPy's generator, whose state takes longer to copy than a step of a small model."""
+    before = numpy.random.get_state(legacy=False)  # noqa: NPY002 - the one that a model would draw from
+    yield
+    after = numpy.random.get_state(legacy=False)  # noqa: NPY002
+    if after["state"]["pos"] != before["state"]["pos"] or (after["state"]["key"] != before["state"]["key"]).any():
+        raise InputError(
+            f"{type(model).__name__} draws numbers with NumPy's global generator",
+            expected="draws that a second pass of the step can repeat",
+            remedy="Draw with torch's default generator or with Python's `random`.",
+        )
 
 
 def _compare_elsewhere(engine: FastEngine, inputs: Inputs, rows: list[int]) -> Verdict | None:
@@ -131,6 +151,8 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
         return Verdict(False, f"it does not go through with a row for every example: {first_line(error)}")
+    if point.tape.sized_by_data:
+        return Verdict(False, f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
     if not bool(point.logits.isfinite().all()):
         return None
     tolerance = rounding_tolerance(point.logits)
@@ -152,7 +174,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Ver
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return Verdict(False, f"it does not go through at perturbed weights: {first_line(error)}")
-    return Verdict(True, prefers_second=engine.prefers_second)
+    return Verdict(True, prefers_second=engine.prefers_second, trace=point.tape.trace)
 
 
 def _norm_in_double(factor: Factor, row: int) -> float:
@@ -206,21 +228,39 @@ def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, flo
 
 
 def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the gradient of output 0 is other than zero at the inputs of another example."""
-    leaves: list[Tensor] = []
-    output = evaluate(model, _with_gradients(inputs, leaves))
-    if not leaves or not output.requires_grad:
-        return False
-    gradients = torch.autograd.grad(output[:1], leaves, fixed_cotangent(output[:1]), allow_unused=True, retain_graph=True)
-    return any(g is not None and bool((g[1:] != 0).any()) for g in gradients)
-
-
-def _refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, first_alone: Tensor) -> None:
-    """Refuse a model whose output 0 depends on the inputs of the other examples."""
+    """Whether the gradient of the first or of the last output is other than zero at the inputs of another example."""
     size = batch_size(inputs)
-    if size == 1:
-        return
+    if size == 1:  # beside itself: alone it has nobody to depend on
+        inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=_device(inputs)))
+    leaves: list[Tensor] = []
+    try:
+        output = evaluate(model, _with_gradients(inputs, leaves))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        if size == 1:
+            return False  # a model for one example at a time
+        raise
+    if not leaves or not output.requires_grad or output.shape[:1] != (batch_size(inputs),):
+        return False
+    for row in (0, len(output) - 1):
+        one = output[row : row + 1]
+        found = torch.autograd.grad(one, leaves, fixed_cotangent(one), allow_unused=True, retain_graph=True)
+        for gradient in found:
+            if gradient is not None and any(bool((part != 0).any()) for part in (gradient[:row], gradient[row + 1 :])):
+                return True
+    return False
+
+
+def _device(inputs: Inputs) -> torch.device:
+    values = [inputs] if isinstance(inputs, Tensor) else inputs.values() if isinstance(inputs, dict) else inputs
+    return next(value.device for value in values if isinstance(value, Tensor))
+
+
+def _refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[int, Tensor]) -> None:
+    """Refuse a model in which the output of one example depends on the inputs of others."""
+    size = batch_size(inputs)
     if output.shape[:1] != (size,):
+        if size == 1:
+            return
         raise InputError(
             f"The model returned shape {tuple(output.shape)} for {size} examples",
             expected=f"one row of logits per example: shape ({size}, ...)",
@@ -230,17 +270,20 @@ def _refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, first_alone
         return
     tolerance = rounding_tolerance(output)
     if not _reaches_others(model, inputs):
-        if close(output[:1], first_alone, tolerance):
+        apart = [row for row, own in alone.items() if not close(output[row : row + 1], own, tolerance)]
+        if not apart:
             return
+        row = apart[0]
+        rows, own = slice(row, row + 1), alone[row]
         # The same example alone twice: a model that draws its own random numbers differs from itself.
-        repeats = [evaluate(model, take(inputs, slice(0, 1))).detach() for _ in range(2)]
-        if not all(close(repeat, first_alone, tolerance) for repeat in repeats):
+        repeats = [evaluate(model, take(inputs, rows)).detach() for _ in range(2)]
+        if not all(close(repeat, own, tolerance) for repeat in repeats):
             return
-        copies = take(inputs, torch.zeros(batch_size(inputs), dtype=torch.long, device=output.device))
-        if close(output[:1], evaluate(model, copies)[:1].detach(), tolerance):
+        copies = take(inputs, torch.full((size,), row, dtype=torch.long, device=output.device))
+        if close(output[rows], evaluate(model, copies)[rows].detach(), tolerance):
             raise InputError(
                 f"An example alone has other outputs than in its batch, whatever the others are: "
-                f"{float((output[:1] - first_alone).abs().max()):.1e} apart, of outputs up to {float(output.abs().max()):.1e}",
+                f"{float((output[rows] - own).abs().max()):.1e} apart, of outputs up to {float(output.abs().max()):.1e}",
                 expected="outputs that depend on neither the size of the batch nor on rounding",
                 remedy="Take out what reads the batch size; if there is nothing, centre the inputs or compute in float64.",
             )

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, batch_size, take
+from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.engine.perturbed_proof import SHARE
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
-from noisesam.gradients.factors import Factor
+from noisesam.gradients.factors import Dense, Factor
 from noisesam.gradients.moved_weights import MovedWeightsEngine, renumber
 from noisesam.gradients.plain import whole_norm
 from noisesam.gradients.points import Engine
-from noisesam.gradients.randomness import undisturbed
+from noisesam.gradients.randomness import RandomState, undisturbed
+from noisesam.gradients.recomputation import evaluate
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation
 
 ROWS = 4
@@ -41,14 +42,17 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
     if asking.found:
         _refuse_stale_outputs(moved, take(inputs, slice(0, 1)))
         return asking.found
+    _refuse_buffers_that_are_read_and_updated(model, take(inputs, slice(0, 1)))
     called = ReferenceEngine(model, parameters, Vectorisation(possible=False))
     size = batch_size(inputs)
     told = False
-    for row in sorted({round(k * (size - 1) / (ROWS - 1)) for k in range(ROWS)}):
+    for row in _compared_rows(size):
         one = take(inputs, slice(row, row + 1))
+        state = RandomState.capture(devices_of(model))
         output, gradients = _found(moved, one, None)
         if not bool(output.isfinite().all()):
             continue
+        state.restore()
         if not close(output, _found(moved, one, None)[0], rounding_tolerance(output)):
             raise InputError(
                 f"{type(model).__name__} gives other outputs when it is repeated with torch's random state put back",
@@ -67,6 +71,71 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         if missed is not None:
             return f"a call with other weights misses a use of {missed!r}" if missed else "a call with other weights differs"
     return "" if told else None
+
+
+def _refuse_buffers_that_are_read_and_updated(model: nn.Module, one: Inputs) -> None:
+    """Refuse a model whose buffers make a second forward pass another one: no two passes of a step would belong together."""
+    devices = devices_of(model)
+    with undisturbed(model), torch.no_grad(), WithoutDropout():
+        state, before = RandomState.capture(devices), [buffer.clone() for buffer in model.buffers()]
+        outputs = []
+        for _ in range(2):
+            state.restore()
+            outputs.append(evaluate(model, one).detach().clone())
+        now = list(model.buffers())
+        updated = len(now) != len(before) or not all(map(torch.equal, before, now))
+    first, second = outputs
+    if updated and bool(first.isfinite().all()) and not close(first, second, rounding_tolerance(first)):
+        raise InputError(
+            f"{type(model).__name__} updates a buffer in its forward pass and reads it there",
+            expected="passes that repeat themselves: each example would meet what the one before has left",
+            remedy="Freeze that layer with .eval() (spectral normalisation, running means), or update it after the step.",
+        )
+
+
+def vectorisation_differs(
+    model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs, vectorisation: Vectorisation
+) -> bool:
+    """Whether vmap finds something else for this batch than its examples give one at a time.
+
+    It drops what a module's backward hooks do, tells a model that no tensor asks for a gradient, and meets some of torch's own
+    kernels with strides that these read wrongly. Of a model that draws torch's random numbers beside dropout it cannot tell.
+    """
+    one_by_one = ReferenceEngine(model, parameters, Vectorisation(possible=False))
+    with undisturbed(model), torch.enable_grad(), WithoutDropout():
+        before = torch.get_rng_state()
+        one_by_one.at(take(inputs, slice(0, 1)))
+        if not torch.equal(before, torch.get_rng_state()):
+            return False
+    together = ReferenceEngine(model, parameters, vectorisation)
+    try:
+        found = _found(together, inputs, None)
+    except RuntimeError:
+        return True  # vmap has shown the model other memory, which it writes to
+    if not vectorisation.possible:
+        return False
+    length = math.hypot(*(float(whole_norm(parameter.detach())) for parameter in parameters.values()))
+    longest = max((float(whole_norm(gradient)) for gradient in found[1].values()), default=0.0)
+    scale = SHARE * (length or 1.0) / longest if 0 < longest < math.inf else 0.0
+    # At w + eps_i, too: the examples' weights lie otherwise in memory than copies of one weight.
+    moves: list[dict[str, Factor] | None] = [None, {name: Dense(gradient * scale) for name, gradient in found[1].items()}]
+    for eps in moves:
+        try:
+            output, gradients = found if eps is None else _found(together, inputs, eps)
+        except RuntimeError:
+            return True
+        for row in _compared_rows(batch_size(inputs)):
+            rows = slice(row, row + 1)
+            of_row = output[rows], {name: gradient[rows] for name, gradient in gradients.items()}
+            own_eps = None if eps is None else {name: factor.of(rows) for name, factor in eps.items()}
+            own = _found(one_by_one, take(inputs, rows), own_eps, fixed_cotangent(output)[rows])
+            if bool(own[0].isfinite().all()) and _first_difference(parameters, own, of_row) is not None:
+                return True
+    return False
+
+
+def _compared_rows(size: int) -> list[int]:
+    return sorted({round(k * (size - 1) / (ROWS - 1)) for k in range(ROWS)})
 
 
 def _refuse_stale_outputs(moved: MovedWeightsEngine, one: Inputs) -> None:
@@ -106,11 +175,13 @@ class _AsksForMore(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _found(engine: Engine, one: Inputs, eps: dict[str, Factor] | None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the output of one example and its gradients; every call draws the same random numbers, and no dropout."""
+def _found(
+    engine: Engine, inputs: Inputs, eps: dict[str, Factor] | None, cotangent: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return outputs and gradients, (n, ...); every call draws the same random numbers, and no dropout."""
     with undisturbed(engine.model), torch.enable_grad(), WithoutDropout():
-        point = engine.at(one, eps)
-        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+        point = engine.at(inputs, eps)
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits) if cotangent is None else cotangent)
     return point.logits, {name: factor.dense() for name, factor in gradient.factors.items()}
 
 

@@ -17,6 +17,9 @@ from noisesam.gradients.engine.derived_weights import DerivedWeights
 from noisesam.gradients.factors import Dense, Factor, combine
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 
+_LOOKS = {torch.Tensor.register_hook, torch.Tensor.retain_grad}
+"""Who looks at gradients from a step on changes no way."""
+
 
 class UnrepeatableForwardError(InputError):
     """A model uses its parameters differently in the two passes of a step."""
@@ -44,6 +47,10 @@ class Tape:
         self.sharing = True
         self.perturbed_passes = 2
         """How many passes at the examples' own weights may follow: 0, 1 (forward) or 2 (forward and back)."""
+        self.trace = 0
+        """What the model has called, and what shapes the rules have met, as one number: equal where a proof holds again."""
+        self.sized_by_data = ""
+        """The function, if any, by which the data decide how many positions a layer sees."""
         self.temporary_bytes = 0
         """The largest gradient that was formed only to be summed up."""
         self._names = {id(parameter): name for name, parameter in parameters.items()}
@@ -80,6 +87,12 @@ class Tape:
             if id(value) in self._names:
                 return value
         return None
+
+    def note(self, function: Callable[..., Any], tensors: Sequence[Tensor] = ()) -> None:
+        """Take a call into the trace, unless it computes nothing."""
+        if function in _LOOKS:
+            return
+        self.trace = hash((self.trace, function, *(tensor.shape for tensor in tensors)))
 
     def name(self, parameter: Tensor) -> str:
         """Return the parameter's name."""

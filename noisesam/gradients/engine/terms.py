@@ -26,6 +26,11 @@ DROPOUTS: set[Callable[..., Any]] = {
 
 def drops(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call draws a mask: at a rate above zero, and in training mode."""
+    if function is torch.nn.functional.scaled_dot_product_attention:
+        return kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0) != 0
+    if function is torch.nn.functional.multi_head_attention_forward:
+        rate = kwargs.get("dropout_p", args[10] if len(args) > 10 else 0.0)
+        return bool(kwargs.get("training", args[13] if len(args) > 13 else True)) and rate != 0
     if function not in DROPOUTS:
         return False
     rate = kwargs.get("p", args[1] if len(args) > 1 else 0.5)
