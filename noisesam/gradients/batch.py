@@ -84,6 +84,15 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     if isinstance(inputs, Tensor):
         return [inputs]
     values = inputs.values() if isinstance(inputs, dict) else inputs
+    for value in values:
+        if isinstance(value, (list, tuple, dict)) and any(
+            isinstance(one, Tensor) for one in (value.values() if isinstance(value, dict) else value)
+        ):
+            raise InputError(
+                f"A {type(value).__name__} of tensors inside the inputs",
+                expected="a tensor, or one tuple or dict of tensors: each is taken apart by example",
+                remedy="Pass its tensors as inputs of their own, and let forward put them together.",
+            )
     return [value for value in values if isinstance(value, Tensor)]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import ChunkSize, Inputs, batch_size, take, trainable
+from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.randomness import undisturbed
@@ -95,13 +98,38 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
         return value.detach()  # an output that its own node kept with its graph would hold that node, and itself, for ever
 
     with undisturbed(model), torch.enable_grad():
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
-            output = evaluate(model, first)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+                output = evaluate(model, first)
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            # torch.func inside the model takes no such hooks: what all its functions return is more than it keeps.
+            with _Results(count):
+                output = evaluate(model, first)
         activations = sum(kept.values())
         gradient = _bytes_of_factors(FastEngine(model, parameters), first, output)
     if gradient is None:
         gradient = 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
     return ExampleBytes(activations, gradient)
+
+
+class _Results(TorchFunctionMode):
+    """Show every tensor that a torch function returns."""
+
+    def __init__(self, see: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.see = see
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the function and look at its result; inside torch.func's transforms tensors do not say where they lie."""
+        result = func(*args, **(kwargs or {}))
+        for value in tensors_in((result,)):
+            if not torch._C._functorch.is_functorch_wrapped_tensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+                self.see(value.detach())
+        return result
 
 
 def _bytes_of_factors(engine: FastEngine, first: Inputs, output: Tensor) -> int | None:

@@ -383,3 +383,26 @@ def test_a_hook_on_a_weight_after_the_first_step_is_heeded():
     assert error(model, x) <= 1e-12
     model[0].weight.register_hook(lambda gradient: gradient * 0.5)
     assert error(model, x) <= 1e-12
+
+
+@BOTH
+def test_gradients_taken_inside_the_model_leave_the_memory_countable():
+    class Inner(Body):
+        def forward(self, x):
+            return torch.func.vmap(torch.func.grad(lambda row: torch.tanh(self.l(row)).sum()))(x)[:, :3]
+
+    model, x = Inner(), data(5)
+    found = decompose(model, x, LABELS, chunk_size="auto").gradient_norm
+    for row, norm in enumerate(found):
+        loss = cross_entropy(model(x[row : row + 1]), LABELS[row : row + 1])
+        gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        expected = torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+        torch.testing.assert_close(norm, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1])
+@pytest.mark.parametrize("nest", [lambda x: [x], lambda x: {"a": x}])
+def test_tensors_inside_lists_inside_the_inputs_are_refused_at_every_chunk_size(nest, chunk_size):
+    x = data(5)
+    with pytest.raises(InputError, match="of tensors inside the inputs"):
+        decompose(nn.Linear(5, 3).double(), (x, nest(x)), LABELS, chunk_size=chunk_size)

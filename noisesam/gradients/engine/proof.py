@@ -3,7 +3,7 @@
 A fast engine must know which axis of every intermediate tensor is the example. Before it is used on a model (and again for
 every new batch shape, train or eval state and set of trainable parameters) four things are checked on the batch at hand:
 
-* output i does not depend on input j: the gradient of output 0 at the other inputs is exactly zero;
+* output i does not depend on input j: the gradients of the first and of the last output at the other inputs are exactly zero;
 * an example run alone gives the output it has in the batch;
 * its row of the batch has, by plain autograd, the per-parameter gradient norms that the engine finds for it;
 * run alone with its own weights w + eps_i it has the output that the engine finds for it in the batch.
