@@ -137,14 +137,14 @@ def dropout_masks_are_the_same_in_every_pass_over_the_batch(factory: Factory) ->
     """All passes of a step over the whole batch see the masks of the first."""
     model = network(dropout=0.5)
     method = warmed(factory, model)
-    masks: dict[int, list[Tensor]] = {}
+    seen: list[tuple[Tensor, Tensor]] = []
 
     def see(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        masks.setdefault(output.shape[0], []).append(((output == 0) & (inputs[0] != 0)).detach())
+        seen.append((inputs[0], output))  # no more: a model whose hooks compute goes another way, and is proven again
 
     handle = next(m for m in model.modules() if isinstance(m, nn.Dropout)).register_forward_hook(see)
     torch.manual_seed(5)
     step(method, batch())
     handle.remove()
-    whole = masks.get(problem.EXAMPLES, [])
+    whole = [(after == 0) & (before != 0) for before, after in seen if len(after) == problem.EXAMPLES]
     return "" if all(torch.equal(mask, whole[0]) for mask in whole) else "the masks differ between passes over the batch"
