@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Int, Integer, Shaped
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from noisesam.errors import InputError
 from noisesam.gradients.frozen_batch_norm import written_out
@@ -54,6 +55,13 @@ def call_model(model: nn.Module, inputs: Inputs, under: AbstractContextManager[A
 
 def batch_size(inputs: Inputs) -> int:
     """Return the number of examples: the first axis that all tensors of the inputs share."""
+    for tensor in _tensors(inputs):
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise InputError(
+                f"Inputs of the layout {str(tensor.layout).removeprefix('torch.')}{', nested' if tensor.is_nested else ''}",
+                expected="dense tensors, whose first axis is the example",
+                remedy="Pad examples of different lengths, with a mask beside; make a sparse tensor dense with .to_dense().",
+            )
     sizes = {t.shape[0] for t in _tensors(inputs) if t.dim()}
     if len(sizes) != 1:
         raise InputError(
@@ -188,6 +196,13 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
             remedy="Leave inference_mode for this call; torch.no_grad() around it does no harm.",
         )
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lazy = next((name for name, parameter in parameters.items() if isinstance(parameter, UninitializedParameter)), None)
+    if lazy is not None:
+        raise InputError(
+            f"The parameter {lazy!r} of a lazy layer, which has no shape yet",
+            expected="parameters with values",
+            remedy="Run the model once on a batch before it is trained: model(inputs).",
+        )
     if not parameters:
         raise InputError(
             f"A model without trainable parameters ({type(model).__name__})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from noisesam.gradients.factors import Dense, Factor, Shared
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm
+from noisesam.gradients.points import Engine, begun_again
 from noisesam.gradients.randomness import RandomState, buffers_kept
 
 
@@ -137,44 +139,57 @@ def decompose_batch(
         for rows, chunk in batch.chunks(chunk_for(model, batch.inputs, chunk_size, memory_budget)):
             chosen = engine_for(model, chunk.inputs, engine)
             state = RandomState.capture(devices)
-            perturbs = radii is not None or given is not None
-            point = chosen.at(chunk.inputs, perturbed_passes=2 if perturbs else 0)
-            residual = loss.residual(point.logits, chunk.targets)
-            residual_norm = stable_norm(residual)
-            (gradient, gain), gradient_norm = gradient_and_norm(
-                point, residual, keep=perturbs, perturbed_passes=0 if radii is None else 2
-            )
-            columns: dict[str, Tensor] = {
-                "logits": point.logits,
-                "losses": loss(point.logits, chunk.targets),
-                "residual": residual,
-                "residual_norm": residual_norm,
-                "gradient_norm": gradient_norm,
-                "jacobian_gain": torch.where(residual_norm > 0, gain, torch.nan),
-            }
-            if perturbs:
-                eps = gradient.perturbation(radii, gain) if radii is not None else _rows(given or {}, rows)
-                after = RandomState.capture(devices)
-                state.restore()
-                moved = chosen.at(chunk.inputs, eps, previous=point)
-                after.restore()
-                perturbed = loss.residual(moved.logits, chunk.targets)
-                perturbed_norm = stable_norm(perturbed)
-                _, at_perturbed = gradient_and_norm(moved, perturbed, keep=True, perturbed_passes=0)
-                _, jacobian_moved = gradient_and_norm(moved, residual, perturbed_passes=0)
-                _, logit_moved = gradient_and_norm(point, perturbed, perturbed_passes=0)
-                columns |= {
-                    "perturbed_losses": loss(moved.logits, chunk.targets),
-                    "perturbed_residual": perturbed,
-                    "perturbed_residual_norm": perturbed_norm,
-                    "perturbed_gradient_norm": at_perturbed,
-                    "logit_perturbed_gradient_norm": logit_moved,
-                    "jacobian_perturbed_gradient_norm": jacobian_moved,
-                    "logit_weight": _ratio(perturbed_norm, residual_norm),
-                    "jacobian_weight": _ratio(jacobian_moved, gradient_norm),
-                }
-            parts.append(columns)
+            own = None if given is None else _rows(given, rows)
+            parts.append(begun_again(state, partial(_decompose_chunk, chosen, chunk, loss, radii, own, state)))
     return GradientDecomposition(**{name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]})
+
+
+def _decompose_chunk(
+    engine: Engine,
+    chunk: Batch,
+    loss: Loss,
+    radii: Mapping[str, float] | None,
+    given: Mapping[str, Factor] | None,
+    state: RandomState,
+) -> dict[str, Tensor]:
+    """Return the columns of a decomposition: without a perturbation those at w alone."""
+    perturbs = radii is not None or given is not None
+    point = engine.at(chunk.inputs, perturbed_passes=2 if perturbs else 0)
+    residual = loss.residual(point.logits, chunk.targets)
+    residual_norm = stable_norm(residual)
+    (gradient, gain), gradient_norm = gradient_and_norm(
+        point, residual, keep=perturbs, perturbed_passes=0 if radii is None else 2
+    )
+    columns: dict[str, Tensor] = {
+        "logits": point.logits,
+        "losses": loss(point.logits, chunk.targets),
+        "residual": residual,
+        "residual_norm": residual_norm,
+        "gradient_norm": gradient_norm,
+        "jacobian_gain": torch.where(residual_norm > 0, gain, torch.nan),
+    }
+    if not perturbs:
+        return columns
+    eps = gradient.perturbation(radii, gain) if radii is not None else given
+    after = RandomState.capture(state.of)
+    state.restore()
+    moved = engine.at(chunk.inputs, eps, previous=point)
+    after.restore()
+    perturbed = loss.residual(moved.logits, chunk.targets)
+    perturbed_norm = stable_norm(perturbed)
+    _, at_perturbed = gradient_and_norm(moved, perturbed, keep=True, perturbed_passes=0)
+    _, jacobian_moved = gradient_and_norm(moved, residual, perturbed_passes=0)
+    _, logit_moved = gradient_and_norm(point, perturbed, perturbed_passes=0)
+    return columns | {
+        "perturbed_losses": loss(moved.logits, chunk.targets),
+        "perturbed_residual": perturbed,
+        "perturbed_residual_norm": perturbed_norm,
+        "perturbed_gradient_norm": at_perturbed,
+        "logit_perturbed_gradient_norm": logit_moved,
+        "jacobian_perturbed_gradient_norm": jacobian_moved,
+        "logit_weight": _ratio(perturbed_norm, residual_norm),
+        "jacobian_weight": _ratio(jacobian_moved, gradient_norm),
+    }
 
 
 def per_example_gradients(

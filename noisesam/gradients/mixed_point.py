@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 
 import torch
@@ -18,10 +19,12 @@ from noisesam.gradients.factors import Factor
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.gradients.per_example_gradient import PerExampleGradient
-from noisesam.gradients.points import Point
+from noisesam.gradients.points import Engine, Point, begun_again
 from noisesam.gradients.randomness import RandomState
 
 POINTS = ("w", "perturbed")
+_Row = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Logits, losses and gradient norms at w, and losses at w + eps_i."""
 
 
 @dataclass(frozen=True)
@@ -129,42 +132,65 @@ def mixed_point_step(
 ) -> MixedPointResult:
     """Compute the equation chunk by chunk; `scale` multiplies the gradient (loss scaling), never eps."""
     gradient: dict[str, Tensor] = {}
-    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    rows: list[_Row] = []
     perturbs, repeated = jacobian_perturbed or residual_perturbed, 0
-    perturbed_passes = 2 if jacobian_perturbed else int(residual_perturbed)  # L-SAM's perturbed outputs are not pulled back
     devices = devices_of(model)
     for _, chunk in batch.chunks(chunk_for(model, batch.inputs, chunk_size, memory_budget)):
         chosen = engine_for(model, chunk.inputs, engine)
         state = RandomState.capture(devices)
-        point = chosen.at(chunk.inputs, perturbed_passes=perturbed_passes)
-        repeated += chunk.size * (2 if perturbs else 1) * chosen.forwards_per_pull_back
-        residual = loss.residual(point.logits, chunk.targets)
-        losses = loss(point.logits, chunk.targets)
-        if not perturbs:
-            share = scale / batch.size
-            summed, each = point.both_gradients(residual * share, perturbed_passes=0)
-            norms = each.norm() / abs(share) if each.factors and share else torch.zeros_like(losses)
-            rows.append((point.logits, losses, norms, losses))
-        else:
-            # L-SAM pulls the perturbed residual back through the graph at w, so that graph is kept.
-            eps, norms = _perturbation_and_norm(
-                point, residual, radii, keep=not jacobian_perturbed, perturbed_passes=perturbed_passes
+        if perturbs:
+            of_chunk = partial(
+                _perturbed_step, radii=radii, jacobian=jacobian_perturbed, residual=residual_perturbed, state=state
             )
-            state_after = RandomState.capture(devices)
-            state.restore()
-            with torch.set_grad_enabled(jacobian_perturbed):  # without a graph where only the residual is wanted
-                # The tensors of the gradient become those of w + eps_i: they have served.
-                moved = chosen.at(chunk.inputs, eps, previous=point, consume=True)
-            del eps  # what is left of it goes as the reverse pass goes on
-            state_after.restore()
-            cotangent = loss.residual(moved.logits, chunk.targets) if residual_perturbed else residual
-            pulled = moved if jacobian_perturbed else point
-            summed = pulled.sum_gradient(cotangent * (scale / batch.size))
-            rows.append((point.logits, losses, norms, loss(moved.logits, chunk.targets)))
+        else:
+            of_chunk = _plain_step
+        summed, row = begun_again(state, partial(of_chunk, chosen, chunk, loss, scale / batch.size))
+        repeated += chunk.size * (2 if perturbs else 1) * chosen.forwards_per_pull_back
+        rows.append(row)
         add_part(gradient, summed)
     logits, losses, norms, perturbed_losses = (joined(column) for column in zip(*rows, strict=True))
     passes = 2 * batch.size if perturbs else batch.size
     return MixedPointResult(gradient, logits, losses, norms, perturbed_losses, passes + repeated, passes)
+
+
+def _plain_step(engine: Engine, chunk: Batch, loss: Loss, share: float) -> tuple[dict[str, Tensor], _Row]:
+    """Return the gradient at w, summed and times the share, with what was met."""
+    point = engine.at(chunk.inputs, perturbed_passes=0)
+    losses = loss(point.logits, chunk.targets)
+    summed, each = point.both_gradients(loss.residual(point.logits, chunk.targets) * share, perturbed_passes=0)
+    norms = each.norm() / abs(share) if each.factors and share else torch.zeros_like(losses)
+    return summed, (point.logits, losses, norms, losses)
+
+
+def _perturbed_step(
+    engine: Engine,
+    chunk: Batch,
+    loss: Loss,
+    share: float,
+    *,
+    radii: Mapping[str, float],
+    jacobian: bool,
+    residual: bool,
+    state: RandomState,
+) -> tuple[dict[str, Tensor], _Row]:
+    """Return the gradient with Jacobian, residual or both at w + eps_i, summed and times the share, with what was met."""
+    perturbed_passes = 2 if jacobian else 1  # L-SAM's perturbed outputs are not pulled back
+    point = engine.at(chunk.inputs, perturbed_passes=perturbed_passes)
+    at_w = loss.residual(point.logits, chunk.targets)
+    losses = loss(point.logits, chunk.targets)
+    # L-SAM pulls the perturbed residual back through the graph at w, so that graph is kept.
+    eps, norms = _perturbation_and_norm(point, at_w, radii, keep=not jacobian, perturbed_passes=perturbed_passes)
+    state_after = RandomState.capture(state.of)
+    state.restore()
+    # Without a graph where only the residual is wanted and a model takes no notice of that.
+    with torch.set_grad_enabled(jacobian or not engine.proven_without_gradients):
+        # The tensors of the gradient become those of w + eps_i: they have served.
+        moved = engine.at(chunk.inputs, eps, previous=point, consume=True)
+    del eps  # what is left of it goes as the reverse pass goes on
+    state_after.restore()
+    cotangent = loss.residual(moved.logits, chunk.targets) if residual else at_w
+    summed = (moved if jacobian else point).sum_gradient(cotangent * share)
+    return summed, (point.logits, losses, norms, loss(moved.logits, chunk.targets))
 
 
 def gradient_and_norm(

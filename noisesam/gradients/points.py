@@ -12,15 +12,40 @@ Every quantity of the project is built from these few operations:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
+
+from noisesam.errors import InputError
 
 if TYPE_CHECKING:
     from noisesam.gradients.batch import Inputs
     from noisesam.gradients.factors import Factor
     from noisesam.gradients.per_example_gradient import PerExampleGradient
+    from noisesam.gradients.randomness import RandomState
+
+Result = TypeVar("Result")
+
+
+class EngineChangedError(InputError):
+    """In the middle of a step an engine has turned out not to be exact, and another has taken its place."""
+
+    def __init__(self, model: nn.Module, reason: str) -> None:
+        super().__init__(
+            f"{type(model).__name__}: {reason}",
+            expected="points of one engine",
+            remedy="Begin again with `engine.at(inputs)`: the engine is exact now.",
+        )
+
+
+def begun_again(state: RandomState, compute: Callable[[], Result]) -> Result:
+    """Return what this computes with one engine, from the beginning, and with the same draws, where the engine has changed."""
+    while True:  # every change leaves less to be proven, and the slower engines do not change
+        try:
+            return compute()
+        except EngineChangedError:
+            state.restore()
 
 
 class Point(ABC):
@@ -55,6 +80,8 @@ class Engine(ABC):
     name: str
     forwards_per_pull_back = 0
     """Forward passes that a pull-back takes beside the one that `at` has counted."""
+    proven_without_gradients = False
+    """Whether the model is known to compute the same where torch.no_grad() says that no gradient is wanted."""
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         self.model = model

@@ -33,6 +33,11 @@ class RandomState:
         on_devices = tuple((device, torch.cuda.get_rng_state(device)) for device in devices)
         return cls(torch.get_rng_state(), on_devices, random.getstate())
 
+    @property
+    def of(self) -> list[torch.device]:
+        """The accelerators whose generators are among them."""
+        return [device for device, _ in self.devices]
+
     def restore(self) -> None:
         """Put the copied state back, so that the next pass draws what the pass after `capture` drew."""
         torch.set_rng_state(self.cpu)

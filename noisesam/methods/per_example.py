@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisesam.gradients.batch import Batch, ChunkSize, Inputs, trainable
+from noisesam.gradients.batch import Batch, ChunkSize, Inputs, devices_of, trainable
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.engine.selection import check_engine, engine_for
+from noisesam.gradients.factors import Factor
 from noisesam.gradients.losses import Loss
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm, mixed_point_step
+from noisesam.gradients.points import Engine, begun_again
+from noisesam.gradients.randomness import RandomState
 from noisesam.methods.base import Method, unchanged
 from noisesam.methods.result import Outcome, StepCall, StepTerms
 
@@ -191,8 +194,14 @@ def per_example_perturbation(
     pieces: dict[str, list[Tensor]] = {}
     with torch.enable_grad():
         for _, chunk in batch.chunks(chunk_size):
-            point = engine_for(model, chunk.inputs, engine).at(chunk.inputs)
-            (gradient, gain), _ = gradient_and_norm(point, loss.residual(point.logits, chunk.targets))
-            for name, factor in gradient.perturbation(radii, gain).items():
+            chosen = engine_for(model, chunk.inputs, engine)
+
+            def perturbation(chosen: Engine = chosen, chunk: Batch = chunk) -> dict[str, Factor]:
+                point = chosen.at(chunk.inputs)
+                (gradient, gain), _ = gradient_and_norm(point, loss.residual(point.logits, chunk.targets))
+                return gradient.perturbation(radii, gain)
+
+            state = RandomState.capture(devices_of(model))
+            for name, factor in begun_again(state, perturbation).items():
                 pieces.setdefault(name, []).append(factor.dense())
     return {name: torch.cat(found) for name, found in pieces.items()}

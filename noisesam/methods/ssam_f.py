@@ -15,6 +15,8 @@ from noisesam.gradients.engine.selection import check_engine, engine_for
 from noisesam.gradients.factors import Factor, OuterProducts
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.memory import chunk_for
+from noisesam.gradients.per_example_gradient import PerExampleGradient
+from noisesam.gradients.points import Engine, begun_again
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.averages import loaded_tensors, saved_tensors
 from noisesam.methods.base import unchanged
@@ -156,9 +158,13 @@ class FisherSparseSAM(SharedPerturbation, EpochMethod):
         devices = devices_of(self.model)
         state = RandomState.capture(devices)
         for _, chunk in batch.chunks(chunk_for(self.model, batch.inputs, self.chunk_size or "auto", self.memory_budget)):
-            point = engine_for(self.model, chunk.inputs, self.engine).at(chunk.inputs)
-            gradient = point.per_example_gradient(self.loss.residual(point.logits, chunk.targets))
-            for name, factor in gradient.factors.items():
+            chosen = engine_for(self.model, chunk.inputs, self.engine)
+
+            def gradient(chosen: Engine = chosen, chunk: Batch = chunk) -> PerExampleGradient:
+                point = chosen.at(chunk.inputs)
+                return point.per_example_gradient(self.loss.residual(point.logits, chunk.targets))
+
+            for name, factor in begun_again(RandomState.capture(devices), gradient).factors.items():
                 squares = _squared_sum(factor)
                 total[name] = total[name] + squares if name in total else squares
         state.restore()

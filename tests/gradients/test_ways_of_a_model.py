@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 import noisesam
 from noisesam.errors import InputError
 from noisesam.gradients import decompose, mixed_point_gradient, per_example_gradients
-from noisesam.gradients.engine import engine_for
+from noisesam.gradients.engine import engine_for, proven
 
 ONE_SAM = {"rho": 0.3, "jacobian_at": "perturbed", "residual_at": "perturbed"}
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -215,7 +215,7 @@ import random, warnings
 import torch
 from torch import nn
 from noisesam.gradients import decompose
-from noisesam.gradients.engine import engine_for
+from noisesam.gradients.engine import engine_for, proven
 
 warnings.simplefilter("ignore")
 
@@ -326,16 +326,16 @@ class Centring(nn.Module):
         return output
 
 
-SPECTRAL = {
+READ_AND_UPDATED = {
     "hook": lambda: nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(5, 6)), nn.Tanh(), nn.Linear(6, 3)).double(),
     "put": lambda: Centring(True),
     "written": lambda: Centring(False),
 }
 
 
-@pytest.mark.parametrize("name", SPECTRAL)
+@pytest.mark.parametrize("name", READ_AND_UPDATED)
 def test_a_buffer_that_the_forward_pass_reads_and_updates_is_refused_and_left_as_it_was(name):
-    model = SPECTRAL[name]()
+    model = READ_AND_UPDATED[name]()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(InputError, match="updates a buffer"):
         noisesam.methods.make("sgd", model, gradient_norms=True).backward(data(5), LABELS)
@@ -406,3 +406,152 @@ def test_tensors_inside_lists_inside_the_inputs_are_refused_at_every_chunk_size(
     x = data(5)
     with pytest.raises(InputError, match="of tensors inside the inputs"):
         decompose(nn.Linear(5, 3).double(), (x, nest(x)), LABELS, chunk_size=chunk_size)
+
+
+class Gated(Body):
+    """A branch, time first, that each example opens by its first number."""
+
+    def forward(self, x):
+        gate = (x[:, 0, 0] > 0).to(x)[:, None]
+        return self.h(gate * torch.tanh(self.l(x.transpose(0, 1))).sum(0) + 1)
+
+
+class GatedTwice(Gated):
+    """The same, and its weights are used once more without any gate."""
+
+    def forward(self, x):
+        return super().forward(x) + self.h(torch.tanh(self.l(x.mean(1))))
+
+
+class GatedTwiceFirst(Gated):
+    def forward(self, x):
+        return self.h(torch.tanh(self.l(x.mean(1)))) + super().forward(x)
+
+
+@pytest.mark.parametrize("build", [Gated, GatedTwice, GatedTwiceFirst])
+@pytest.mark.parametrize("opened", [(1,), (0, 1, 2, 3)])
+@pytest.mark.parametrize("shut_before", [True, False])
+def test_a_use_that_was_silent_when_the_model_was_proven_is_compared_when_it_speaks(build, opened, shut_before):
+    model, x = build(), data(4, 5)  # as many positions as examples
+    x[:, 0, 0] = -1
+    if shut_before:
+        assert error(model, x) <= 1e-12
+    x[list(opened), 0, 0] = 1
+    assert error(model, x) <= 1e-12
+    engine = engine_for(model, x)
+    engine.at(x)
+    assert engine.name == "fast"
+
+
+@pytest.mark.parametrize("build", [Gated, GatedTwice])
+def test_norms_of_a_use_that_was_silent_are_those_of_the_reference(build):
+    model, x = build(), data(4, 5)
+    x[:, 0, 0] = -1
+    decompose(model, x, LABELS)
+    x[2, 0, 0] = 1
+    found, slow = (decompose(model, x, LABELS, rho=0.3, engine=engine) for engine in ("auto", "reference"))
+    for name in ("gradient_norm", "perturbed_gradient_norm", "jacobian_perturbed_gradient_norm"):
+        assert relative_error({"": getattr(found, name)}, {"": getattr(slow, name)}) <= 1e-12
+
+
+def test_a_perturbation_from_outside_of_a_parameter_that_was_silent_is_exact():
+    model, x = Gated(), data(4, 5)
+    x[:, 0, 0] = -1
+    eps = {"l.weight": torch.randn(4, 6, 5, dtype=torch.float64), "h.weight": torch.randn(4, 3, 6, dtype=torch.float64)}
+    with pytest.warns(UserWarning, match="'l.weight' had no gradient when it was proven"):
+        found = decompose(model, x, LABELS, perturbation=eps)
+    slow = decompose(model, x, LABELS, perturbation=eps, engine="reference")
+    assert relative_error({"": found.perturbed_losses}, {"": slow.perturbed_losses}) <= 1e-12
+
+
+def test_a_use_that_never_speaks_is_proven_once(monkeypatch):
+    model, x = Gated(), data(4, 5)
+    x[:, 0, 0] = -1
+    error(model, x)
+    monkeypatch.setattr(proven, "prove", None)
+    error(model, x)
+
+
+class Energy(Body):
+    """Logits with a force in them: a gradient that forward takes itself."""
+
+    def forward(self, x):
+        y = x if x.requires_grad else x.detach().requires_grad_()
+        (force,) = torch.autograd.grad(torch.tanh(self.l(y)).sum(), y, create_graph=True)
+        return self.h(torch.tanh(self.l(force)))
+
+
+class AsksWhetherGradientsAreWanted(Body):
+    def forward(self, x):
+        return self.h(torch.tanh(self.l(x))) * (1.5 if torch.is_grad_enabled() else 1.0)
+
+
+class TakesAnotherWayWithout(Body):
+    def forward(self, x):
+        return self.h(torch.tanh(self.l(x)) if torch.is_grad_enabled() else self.l(x).relu())
+
+
+@BOTH
+@pytest.mark.parametrize("build", [Energy, AsksWhetherGradientsAreWanted, TakesAnotherWayWithout])
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("term", ["1-sam", "l-sam", "j-sam"])
+def test_the_perturbed_pass_computes_what_the_model_computes_with_gradients(build, engine, term):
+    model, x = build(), data(5)
+    points = {"1-sam": ("perturbed", "perturbed"), "l-sam": ("w", "perturbed"), "j-sam": ("perturbed", "w")}[term]
+    found = mixed_point_gradient(
+        model, x, LABELS, rho=0.3, jacobian_at=points[0], residual_at=points[1], engine=engine
+    )  # fmt: skip
+    assert relative_error(found, mean_term(example_terms(model, x, LABELS, 0.3), term)) <= 1e-12
+
+
+class DecidedByActivations(Body):
+    """Another function once an activation is larger than any has been at w."""
+
+    bound = 0.0
+
+    def forward(self, x):
+        z = self.l(x)
+        return self.h(torch.tanh(z) if float(z.detach().abs().max()) < self.bound else self.b(x, x).relu())
+
+
+@BOTH
+def test_a_model_that_goes_another_way_at_perturbed_weights_falls_back_in_that_step():
+    model, x = DecidedByActivations(), data(5)[:1].expand(4, 5).clone()
+    model.bound = float(model.l(x).detach().abs().max()) * 1.05
+    assert engine_for(model, x).name == "fast"
+    for term, points in {"l-sam": ("w", "perturbed"), "j-sam": ("perturbed", "w")}.items():
+        found = mixed_point_gradient(model, x, LABELS, rho=1.0, jacobian_at=points[0], residual_at=points[1])
+        assert relative_error(found, mean_term(example_terms(model, x, LABELS, 1.0), term)) <= 1e-12
+
+
+def nested(layout: torch.layout) -> Tensor:
+    return torch.nested.nested_tensor([torch.randn(length, 5) for length in (2, 3, 1, 2)], layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage", "ignore:Sparse CSR")
+@pytest.mark.parametrize("chunk_size", [None, 1, "auto"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.randn(4, 5).to_sparse(),
+        lambda: torch.randn(4, 5).to_sparse_csr(),
+        lambda: nested(torch.jagged),
+        lambda: nested(torch.strided),
+    ],
+)
+def test_inputs_that_are_not_dense_are_refused_in_words(make, chunk_size):
+    with pytest.raises(InputError, match=r"dense tensors.*to_dense\(\)"):
+        mixed_point_gradient(nn.Linear(5, 3), make(), LABELS, **ONE_SAM, chunk_size=chunk_size)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_a_lazy_layer_is_refused_until_it_has_weights():
+    model, x = nn.Sequential(nn.LazyLinear(3)).double(), data(5)
+    for call in (
+        lambda: mixed_point_gradient(model, x, LABELS, **ONE_SAM),
+        lambda: noisesam.SAM(model, rho=0.1).step_gradient(x, LABELS),
+    ):
+        with pytest.raises(InputError, match=r"'0.weight' of a lazy layer.*model\(inputs\)"):
+            call()
+    model(x)
+    assert error(model, x) <= 1e-12

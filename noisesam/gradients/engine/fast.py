@@ -26,6 +26,7 @@ class FastEngine(Engine):
     """Evaluate the chunk as one batch; each layer's rule adds its low-rank perturbation and records its gradient factors."""
 
     name = "fast"
+    proven_without_gradients = True
 
     def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], *, prefers_second: bool = False) -> None:
         super().__init__(model, parameters)

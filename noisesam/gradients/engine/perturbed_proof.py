@@ -46,7 +46,7 @@ def agrees_at_perturbed_weights(
     length = math.hypot(*(float(torch.linalg.vector_norm(parameter.detach())) for parameter in parameters.values()))
     radii = dict.fromkeys(parameters, SHARE * (length or 1.0))
     eps = gradient.perturbation(radii, gradient.norm())
-    with torch.no_grad():
+    with torch.enable_grad():  # as a model runs at w: without gradients it may be another
         alone = [_alone(engine.model, parameters, inputs, eps, row) for row in rows]
     for graph in (False, True):  # without a graph every layer may meet what it has met before; the last may use up eps
         with torch.set_grad_enabled(graph):

@@ -8,17 +8,17 @@ every new batch shape, train or eval state and set of trainable parameters) four
 * its row of the batch has, by plain autograd, the per-parameter gradient norms that the engine finds for it;
 * run alone with its own weights w + eps_i it has the output that the engine finds for it in the batch.
 
-Where a parameter has no gradient at all (behind a scale that starts at zero), this is checked once more a step away.
+A use of a parameter whose gradient is zero for these examples is compared for the example where it is largest, and where it
+is zero for all of them (behind a scale that starts at zero) a step away. What is silent there, too, is noted in the verdict.
 
 Dropout is switched off while this is checked, since the masks of a batch and of an example alone differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
@@ -27,7 +27,9 @@ from torch import Tensor, nn
 from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.fast import FastEngine
+from noisesam.gradients.engine.mixing import refuse_mixing
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
+from noisesam.gradients.engine.tape import Use
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Factor
@@ -52,22 +54,51 @@ class Verdict:
     """Which guess of `layout` holds where the shapes leave two."""
     trace: int = 0
     """What the model called while it was proven (`Tape.trace`): it holds for what goes the same way."""
+    uses: frozenset[Use] = frozenset()
+    silent: frozenset[Use] = frozenset()
+    """The uses of parameters whose gradient was zero wherever it was compared."""
+
+    @property
+    def silent_parameters(self) -> frozenset[str]:
+        """The parameters whose every use was silent."""
+        if not self.silent:
+            return frozenset()  # asked for at every step
+        spoken = {name for name, _ in self.uses - self.silent}
+        return frozenset(name for name, _ in self.silent if name not in spoken)
 
 
-def refuse_batch_normalisation(model: nn.Module) -> None:
-    """Refuse BatchNorm in training mode: it mixes the examples of a batch, so a per-example gradient is not defined."""
-    for name, module in model.named_modules():
-        mixes = module.training or getattr(module, "running_mean", None) is None
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and mixes:
-            raise InputError(
-                f"The layer {name!r} ({type(module).__name__}) normalises over the batch",
-                expected="a model whose examples do not mix: a per-example gradient is not defined otherwise",
-                remedy="Use LayerNorm or GroupNorm, or freeze the statistics with that layer's .eval().",
-            )
+class _Everything:
+    """What contains every use."""
+
+    def __contains__(self, use: object) -> bool:
+        return True
 
 
-def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
+@dataclass(frozen=True)
+class _Comparison:
+    """The verdict on some examples, with the squared norms (n,) of every use of a parameter over all of them."""
+
+    verdict: Verdict
+    use_norms: Mapping[Use, Tensor]
+
+    def silent(self, parameters: Iterable[str], rows: Iterable[int]) -> set[Use]:
+        """Return the uses that are zero for these examples; a parameter without any use counts as one."""
+        unused = {(name, 0) for name in parameters} - self.use_norms.keys()
+        return unused | {use for use, norms in self.use_norms.items() if not any(bool(norms[row] > 0) for row in rows)}
+
+    def loudest(self, uses: Iterable[Use]) -> list[int]:
+        """Return the examples for which these uses are largest, where they are not zero for all."""
+        found = (self.use_norms[use] for use in uses if use in self.use_norms)
+        return sorted({int(norms.argmax()) for norms in found if bool((norms > 0).any())})
+
+
+def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdict | None:
     """Check the engine and the model on this batch.
+
+    Args:
+        engine: The fast engine, whose guess of the layout is set to the one that holds.
+        inputs: The batch.
+        rows: Examples that are compared beside the first, the middle and the last.
 
     Returns:
         The verdict; None where the outputs are not finite, so that nothing can be concluded.
@@ -83,24 +114,47 @@ def prove(engine: FastEngine, inputs: Inputs) -> Verdict | None:
             output = evaluate(model, inputs)
         view = kept_view(model, engine.parameters, output, start)
         output = output.detach()  # one graph at a time is held
-        rows = sorted({0, size // 2, size - 1})
-        alone = {row: evaluate(model, take(inputs, slice(row, row + 1))).detach() for row in rows}
-        _refuse_mixing(model, inputs, output, alone)
+        compared = sorted({0, size // 2, size - 1, *rows})
+        alone = _alone(engine, inputs, compared)
+        refuse_mixing(model, inputs, output, alone)
         if view is not None:
             return Verdict(False, f"it uses {view!r} by way of a view that was made before the step")
         twins = _twins(engine, inputs, alone)
         _refuse_gradients_on_the_way(model)
-        verdict = None
+        found = None
         for prefers_second in (False, True):
             engine.prefers_second = prefers_second
-            verdict = _compare(engine, inputs, twins)
-            if verdict is None or verdict.fast:
+            found = _compare(engine, inputs, twins)
+            if found is None or found.verdict.fast:
                 break
-        if verdict is not None and verdict.fast:
-            unseen = [name for name in engine.parameters if not any(twin.norms.get(name, 0.0) for twin in twins.values())]
-            elsewhere = _compare_elsewhere(engine, inputs, sorted(twins)) if unseen else None
-            return elsewhere if elsewhere is not None and not elsewhere.fast else verdict
-        return verdict
+        if found is None or not found.verdict.fast:
+            return None if found is None else found.verdict
+        return _compare_silent_uses(engine, inputs, found, compared)
+
+
+def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: _Comparison, rows: list[int]) -> Verdict:
+    """Compare the uses that are zero for these examples for others, and a step away."""
+    silent = found.silent(engine.parameters, rows)
+    further = found.loudest(silent)
+    if further:
+        found_there = _compare(engine, inputs, _twins(engine, inputs, _alone(engine, inputs, further)))
+        if found_there is not None:
+            if not found_there.verdict.fast:
+                return found_there.verdict
+            silent &= found_there.silent(engine.parameters, further)
+    if silent:
+        elsewhere = _compare_elsewhere(engine, inputs, rows)
+        if elsewhere is not None:
+            if not elsewhere.verdict.fast:
+                return elsewhere.verdict
+            if elsewhere.verdict.trace == found.verdict.trace:
+                silent &= elsewhere.silent(engine.parameters, rows)
+    return replace(found.verdict, uses=frozenset(found.use_norms), silent=frozenset(silent))
+
+
+def _alone(engine: FastEngine, inputs: Inputs, rows: Iterable[int]) -> dict[int, Tensor]:
+    """Return the outputs of examples that are run alone."""
+    return {row: evaluate(engine.model, take(inputs, slice(row, row + 1))).detach() for row in rows}
 
 
 @contextmanager
@@ -117,7 +171,7 @@ def _numpy_refused(model: nn.Module) -> Iterator[None]:
         )
 
 
-def _compare_elsewhere(engine: FastEngine, inputs: Inputs, rows: list[int]) -> Verdict | None:
+def _compare_elsewhere(engine: FastEngine, inputs: Inputs, rows: list[int]) -> _Comparison | None:
     """Compare once more with all weights a step away: behind a factor of zero nothing was to be seen of a parameter."""
     generator = torch.Generator().manual_seed(0)
     with movable(engine.parameters) as move:
@@ -125,8 +179,7 @@ def _compare_elsewhere(engine: FastEngine, inputs: Inputs, rows: list[int]) -> V
             size = float(whole_norm(parameter.detach())) / max(parameter.numel(), 1) ** 0.5
             step = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * (STEP * (size or 1.0))
             move(name, step.to(parameter))
-        alone = {row: evaluate(engine.model, take(inputs, slice(row, row + 1))).detach() for row in rows}
-        return _compare(engine, inputs, _twins(engine, inputs, alone))
+        return _compare(engine, inputs, _twins(engine, inputs, _alone(engine, inputs, rows)))
 
 
 def _refuse_gradients_on_the_way(model: nn.Module) -> None:
@@ -139,42 +192,47 @@ def _refuse_gradients_on_the_way(model: nn.Module) -> None:
         )
 
 
-def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> Verdict | None:
+def _compare(engine: FastEngine, inputs: Inputs, twins: dict[int, _Twin]) -> _Comparison | None:
     """Compare what the engine finds in the batch with plain autograd."""
     try:
         point = engine.at(inputs)
+        point.tape.heard_of = _Everything()
         gradient = point.per_example_gradient(fixed_cotangent(point.logits))
     except UnsupportedParameterUse as reason:
-        return Verdict(False, str(reason))
+        return _different(str(reason))
     except (InputError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
-        return Verdict(False, f"it does not go through with a row for every example: {first_line(error)}")
+        return _different(f"it does not go through with a row for every example: {first_line(error)}")
     if point.tape.sized_by_data:
-        return Verdict(False, f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
+        return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
     if not bool(point.logits.isfinite().all()):
         return None
     tolerance = rounding_tolerance(point.logits)
     for row, twin in twins.items():
         if not close(point.logits[row : row + 1], twin.alone, tolerance):
-            return Verdict(False, "the model draws random numbers outside dropout")
+            return _different("the model draws random numbers outside dropout")
         norms = {name: _norm_in_double(factor, row) for name, factor in gradient.factors.items()}
         largest = max(twin.norms.values(), default=0.0)
         for name in engine.parameters:
             difference = abs(norms.get(name, 0.0) - twin.norms.get(name, 0.0))
             if not difference <= tolerance * largest:
-                return Verdict(False, f"the gradient of {name!r} does not separate by example where it is used")
+                return _different(f"the gradient of {name!r} does not separate by example where it is used")
     try:
         if not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins)):
-            return Verdict(False, "its outputs at perturbed weights are not those that the examples have alone")
+            return _different("its outputs at perturbed weights are not those that the examples have alone")
     except UnsupportedParameterUse as reason:
-        return Verdict(False, str(reason))
+        return _different(str(reason))
     except (InputError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        return Verdict(False, f"it does not go through at perturbed weights: {first_line(error)}")
-    return Verdict(True, prefers_second=engine.prefers_second, trace=point.tape.trace)
+        return _different(f"it does not go through at perturbed weights: {first_line(error)}")
+    return _Comparison(Verdict(True, prefers_second=engine.prefers_second, trace=point.tape.trace), point.tape.use_norms)
+
+
+def _different(reason: str) -> _Comparison:
+    return _Comparison(Verdict(False, reason), {})
 
 
 def _norm_in_double(factor: Factor, row: int) -> float:
@@ -225,84 +283,3 @@ def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, flo
     cotangent[row] = fixed_cotangent(output)[row]
     found = named_plain_gradients(engine.parameters, output, cotangent, retain_graph=True)
     return {name: 0.0 if gradient is None else float(whole_norm(gradient)) for name, gradient in found.items()}
-
-
-def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the gradient of the first or of the last output is other than zero at the inputs of another example."""
-    size = batch_size(inputs)
-    if size == 1:  # beside itself: alone it has nobody to depend on
-        inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=_device(inputs)))
-    leaves: list[Tensor] = []
-    try:
-        output = evaluate(model, _with_gradients(inputs, leaves))
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        if size == 1:
-            return False  # a model for one example at a time
-        raise
-    if not leaves or not output.requires_grad or output.shape[:1] != (batch_size(inputs),):
-        return False
-    for row in (0, len(output) - 1):
-        one = output[row : row + 1]
-        found = torch.autograd.grad(one, leaves, fixed_cotangent(one), allow_unused=True, retain_graph=True)
-        for gradient in found:
-            if gradient is not None and any(bool((part != 0).any()) for part in (gradient[:row], gradient[row + 1 :])):
-                return True
-    return False
-
-
-def _device(inputs: Inputs) -> torch.device:
-    values = [inputs] if isinstance(inputs, Tensor) else inputs.values() if isinstance(inputs, dict) else inputs
-    return next(value.device for value in values if isinstance(value, Tensor))
-
-
-def _refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[int, Tensor]) -> None:
-    """Refuse a model in which the output of one example depends on the inputs of others."""
-    size = batch_size(inputs)
-    if output.shape[:1] != (size,):
-        if size == 1:
-            return
-        raise InputError(
-            f"The model returned shape {tuple(output.shape)} for {size} examples",
-            expected=f"one row of logits per example: shape ({size}, ...)",
-            remedy="Make the example the first axis of the output.",
-        )
-    if not bool(output.isfinite().all()):
-        return
-    tolerance = rounding_tolerance(output)
-    if not _reaches_others(model, inputs):
-        apart = [row for row, own in alone.items() if not close(output[row : row + 1], own, tolerance)]
-        if not apart:
-            return
-        row = apart[0]
-        rows, own = slice(row, row + 1), alone[row]
-        # The same example alone twice: a model that draws its own random numbers differs from itself.
-        repeats = [evaluate(model, take(inputs, rows)).detach() for _ in range(2)]
-        if not all(close(repeat, own, tolerance) for repeat in repeats):
-            return
-        copies = take(inputs, torch.full((size,), row, dtype=torch.long, device=output.device))
-        if close(output[rows], evaluate(model, copies)[rows].detach(), tolerance):
-            raise InputError(
-                f"An example alone has other outputs than in its batch, whatever the others are: "
-                f"{float((output[rows] - own).abs().max()):.1e} apart, of outputs up to {float(output.abs().max()):.1e}",
-                expected="outputs that depend on neither the size of the batch nor on rounding",
-                remedy="Take out what reads the batch size; if there is nothing, centre the inputs or compute in float64.",
-            )
-    raise InputError(
-        f"{type(model).__name__} mixes the examples of a batch: the output of one depends on the inputs of others",
-        expected="a model whose output i depends on input i alone: a per-example gradient is not defined otherwise",
-        remedy="Remove what computes over the example axis (batch statistics, centring, attention across examples).",
-    )
-
-
-def _with_gradients(inputs: Inputs, leaves: list[Tensor]) -> Inputs:
-    def leaf(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
-            leaves.append(value.detach().clone().requires_grad_())
-            return leaves[-1]
-        return value
-
-    if isinstance(inputs, Tensor):
-        return leaf(inputs)
-    if isinstance(inputs, dict):
-        return {name: leaf(value) for name, value in inputs.items()}
-    return tuple(leaf(value) for value in inputs)

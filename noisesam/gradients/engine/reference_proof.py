@@ -76,7 +76,7 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
 def _refuse_buffers_that_are_read_and_updated(model: nn.Module, one: Inputs) -> None:
     """Refuse a model whose buffers make a second forward pass another one: no two passes of a step would belong together."""
     devices = devices_of(model)
-    with undisturbed(model), torch.no_grad(), WithoutDropout():
+    with undisturbed(model), torch.enable_grad(), WithoutDropout():
         state, before = RandomState.capture(devices), [buffer.clone() for buffer in model.buffers()]
         outputs = []
         for _ in range(2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,10 @@ from noisesam.gradients.per_example_gradient import PerExampleGradient
 
 _LOOKS = {torch.Tensor.register_hook, torch.Tensor.retain_grad}
 """Who looks at gradients from a step on changes no way."""
+
+
+Use = tuple[str, int]
+"""A parameter's name, and which of the contributions to its gradient is meant, in the order of the reverse pass."""
 
 
 class UnrepeatableForwardError(InputError):
@@ -51,6 +55,10 @@ class Tape:
         """What the model has called, and what shapes the rules have met, as one number: equal where a proof holds again."""
         self.sized_by_data = ""
         """The function, if any, by which the data decide how many positions a layer sees."""
+        self.heard_of: Container[Use] = ()
+        """The uses of parameters whose norms a pull-back tells."""
+        self.use_norms: dict[Use, Tensor] = {}
+        """Those norms, squared, (n,), of the last pull-back."""
         self.temporary_bytes = 0
         """The largest gradient that was formed only to be summed up."""
         self._names = {id(parameter): name for name, parameter in parameters.items()}
@@ -171,6 +179,12 @@ class Tape:
 
     def take_gradient(self) -> PerExampleGradient:
         """Return what was recorded, summed over uses, and forget it."""
+        self.use_norms = {
+            (name, place): factor.squared_norm()
+            for name, found in self._factors.items()
+            for place, factor in enumerate(found)
+            if (name, place) in self.heard_of
+        }
         factors = {name: combine(found) for name, found in self._factors.items()}
         self._factors.clear()
         return PerExampleGradient(factors, self.examples)

@@ -1,0 +1,102 @@
+"""Models that mix the examples of a batch are refused: a per-example gradient is not defined there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisesam.errors import InputError
+from noisesam.gradients.batch import Inputs, batch_size, take
+from noisesam.gradients.engine.arguments import tensors_in
+from noisesam.gradients.engine.terms import close, fixed_cotangent, rounding_tolerance
+from noisesam.gradients.recomputation import evaluate
+
+
+def refuse_batch_normalisation(model: nn.Module) -> None:
+    """Refuse BatchNorm in training mode: it mixes the examples of a batch, so a per-example gradient is not defined."""
+    for name, module in model.named_modules():
+        mixes = module.training or getattr(module, "running_mean", None) is None
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and mixes:
+            raise InputError(
+                f"The layer {name!r} ({type(module).__name__}) normalises over the batch",
+                expected="a model whose examples do not mix: a per-example gradient is not defined otherwise",
+                remedy="Use LayerNorm or GroupNorm, or freeze the statistics with that layer's .eval().",
+            )
+
+
+def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[int, Tensor]) -> None:
+    """Refuse a model in which the output of one example depends on the inputs of others."""
+    size = batch_size(inputs)
+    if output.shape[:1] != (size,):
+        if size == 1:
+            return
+        raise InputError(
+            f"The model returned shape {tuple(output.shape)} for {size} examples",
+            expected=f"one row of logits per example: shape ({size}, ...)",
+            remedy="Make the example the first axis of the output.",
+        )
+    if not bool(output.isfinite().all()):
+        return
+    tolerance = rounding_tolerance(output)
+    if not _reaches_others(model, inputs):
+        apart = [row for row, own in alone.items() if not close(output[row : row + 1], own, tolerance)]
+        if not apart:
+            return
+        row = apart[0]
+        rows, own = slice(row, row + 1), alone[row]
+        # The same example alone twice: a model that draws its own random numbers differs from itself.
+        repeats = [evaluate(model, take(inputs, rows)).detach() for _ in range(2)]
+        if not all(close(repeat, own, tolerance) for repeat in repeats):
+            return
+        copies = take(inputs, torch.full((size,), row, dtype=torch.long, device=output.device))
+        if close(output[rows], evaluate(model, copies)[rows].detach(), tolerance):
+            raise InputError(
+                f"An example alone has other outputs than in its batch, whatever the others are: "
+                f"{float((output[rows] - own).abs().max()):.1e} apart, of outputs up to {float(output.abs().max()):.1e}",
+                expected="outputs that depend on neither the size of the batch nor on rounding",
+                remedy="Take out what reads the batch size; if there is nothing, centre the inputs or compute in float64.",
+            )
+    raise InputError(
+        f"{type(model).__name__} mixes the examples of a batch: the output of one depends on the inputs of others",
+        expected="a model whose output i depends on input i alone: a per-example gradient is not defined otherwise",
+        remedy="Remove what computes over the example axis (batch statistics, centring, attention across examples).",
+    )
+
+
+def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the gradient of the first or of the last output is other than zero at the inputs of another example."""
+    size = batch_size(inputs)
+    if size == 1:  # beside itself: alone it has nobody to depend on
+        inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=tensors_in([inputs])[0].device))
+    leaves: list[Tensor] = []
+    try:
+        output = evaluate(model, _with_gradients(inputs, leaves))
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        if size == 1:
+            return False  # a model for one example at a time
+        raise
+    if not leaves or not output.requires_grad or output.shape[:1] != (batch_size(inputs),):
+        return False
+    for row in (0, len(output) - 1):
+        one = output[row : row + 1]
+        found = torch.autograd.grad(one, leaves, fixed_cotangent(one), allow_unused=True, retain_graph=True)
+        for gradient in found:
+            if gradient is not None and any(bool((part != 0).any()) for part in (gradient[:row], gradient[row + 1 :])):
+                return True
+    return False
+
+
+def _with_gradients(inputs: Inputs, leaves: list[Tensor]) -> Inputs:
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+            leaves.append(value.detach().clone().requires_grad_())
+            return leaves[-1]
+        return value
+
+    if isinstance(inputs, Tensor):
+        return leaf(inputs)
+    if isinstance(inputs, dict):
+        return {name: leaf(value) for name, value in inputs.items()}
+    return tuple(leaf(value) for value in inputs)

@@ -1,0 +1,186 @@
+"""The fast engine on a model that was proven: a proof holds for the way that it saw, and for what it heard there.
+
+Batches of one shape may be computed otherwise: a branch that the data decide, an attribute that was switched, tokens cut off.
+Each way has a verdict of its own. And a use of a parameter that was silent in the proof, its gradient zero for every example
+that was looked at (an input of zeros, a gate that was shut), was compared with nothing: as soon as it speaks, its examples
+are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from noisesam.gradients.batch import Inputs, devices_of
+from noisesam.gradients.engine.fast import FastEngine, TapedPoint
+from noisesam.gradients.engine.proof import Verdict, prove
+from noisesam.gradients.engine.slower import Known, slower
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.factors import Factor
+from noisesam.gradients.per_example_gradient import PerExampleGradient
+from noisesam.gradients.points import Engine, EngineChangedError, Point
+from noisesam.gradients.randomness import RandomState
+
+
+class ProvenEngine(Engine):
+    """The fast engine where it is proven; elsewhere the slower one that is exact there.
+
+    Where that shows only in the middle of a step, the step has to begin again (`EngineChangedError`).
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: dict[str, nn.Parameter], known: Known, signature: Hashable, engine: str
+    ) -> None:
+        self._known, self._signature, self._asked = known, signature, engine
+        self._verdicts = known.verdicts[signature]
+        self._other: Engine | None = None
+        self._fast = FastEngine(model, parameters, prefers_second=next(iter(self._verdicts.values())).prefers_second)
+        super().__init__(model, parameters)
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the engine that has computed."""
+        return self._fast.name if self._other is None else self._other.name
+
+    @property
+    def forwards_per_pull_back(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the engine that has computed."""
+        return 0 if self._other is None else self._other.forwards_per_pull_back
+
+    @property
+    def proven_without_gradients(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the engine that has computed."""
+        return (self._other or self._fast).proven_without_gradients
+
+    def at(
+        self,
+        inputs: Inputs,
+        perturbation: Mapping[str, Factor] | None = None,
+        *,
+        previous: Point | None = None,
+        consume: bool = False,
+        perturbed_passes: int = 2,
+    ) -> Point:
+        """Evaluate the model at w, or at w + eps_i, by the engine that is exact for the way it goes.
+
+        Raises:
+            EngineChangedError: At w + eps_i the model goes another way than at w.
+        """
+        if self._other is not None:
+            return self._other.at(inputs, perturbation, previous=previous, consume=consume)
+        if isinstance(previous, TapedPoint):
+            return self._moved(inputs, perturbation or {}, previous, consume, perturbed_passes)
+        state, reason = RandomState.capture(devices_of(self.model)), ""
+        for _ in range(2):
+            point, trace = None, None
+            try:
+                point = self._fast.at(inputs, perturbation, consume=consume, perturbed_passes=perturbed_passes)
+                trace = point.tape.trace
+            except UnsupportedParameterUse as unsupported:
+                reason = str(unsupported)
+            verdict = self._verdict(inputs, trace)
+            if point is not None and verdict is not None and verdict.fast and trace == verdict.trace:
+                reason = _not_compared(verdict, perturbation)
+                if reason:
+                    break
+                if verdict.prefers_second == self._fast.prefers_second:
+                    return _ListeningPoint(point, self, inputs, verdict.silent) if verdict.silent else point
+                self._fast.prefers_second = verdict.prefers_second
+                state.restore()
+                continue
+            reason = reason or (verdict.reason if verdict is not None else "") or "it goes another way at every call"
+            break
+        state.restore()
+        return self._fall_back(inputs, reason).at(inputs, perturbation, consume=consume)
+
+    def _moved(
+        self, inputs: Inputs, perturbation: Mapping[str, Factor], previous: TapedPoint, consume: bool, perturbed_passes: int
+    ) -> Point:
+        """Evaluate at w + eps_i what was evaluated at w before."""
+        verdict = self._verdicts.get(previous.tape.trace)
+        reason = "" if verdict is None else _not_compared(verdict, perturbation)
+        if not reason:
+            try:
+                moved = self._fast.at(
+                    inputs, perturbation, previous=previous, consume=consume, perturbed_passes=perturbed_passes
+                )
+                if moved.tape.trace == previous.tape.trace:
+                    return moved
+                reason = "it goes another way at w + eps than at w"
+            except UnsupportedParameterUse as unsupported:
+                reason = str(unsupported)
+        self._fall_back(inputs, reason)
+        raise EngineChangedError(self.model, reason)
+
+    def heed(self, point: TapedPoint, inputs: Inputs) -> None:
+        """Prove the model again on the examples of which a use speaks that was silent before.
+
+        Raises:
+            EngineChangedError: The proof fails there.
+        """
+        loudest = {use: int(norms.argmax()) for use, norms in point.tape.use_norms.items() if bool((norms > 0).any())}
+        if not loudest:
+            return
+        verdict = prove(FastEngine(self.model, self.parameters), inputs, loudest.values())
+        trace = point.tape.trace
+        if verdict is None or verdict.trace != trace or not verdict.fast:
+            reason = verdict.reason if verdict is not None else ""
+        else:
+            # What was asked for is settled, also where the proof, which drops nothing, does not hear it.
+            self._verdicts[trace] = replace(verdict, silent=self._verdicts[trace].silent & verdict.silent - set(loudest))
+            point.tape.heard_of = self._verdicts[trace].silent
+            if verdict.prefers_second == self._fast.prefers_second:
+                return
+            self._fast.prefers_second = verdict.prefers_second
+            raise EngineChangedError(self.model, "its layout has shown itself")
+        reason = reason or "it goes another way at every call"
+        self._fall_back(inputs, reason)
+        raise EngineChangedError(self.model, reason)
+
+    def _fall_back(self, inputs: Inputs, reason: str) -> Engine:
+        self._other = slower(self.model, self.parameters, inputs, self._known, self._signature, self._asked, reason)
+        return self._other
+
+    def _verdict(self, inputs: Inputs, trace: int | None) -> Verdict | None:
+        """Return the verdict on this way, proven anew if it is new; None where nothing can be told of it."""
+        if trace is None:
+            return None
+        if trace not in self._verdicts:
+            verdict = prove(FastEngine(self.model, self.parameters), inputs)
+            if verdict is None:
+                return None
+            self._verdicts[trace] = verdict
+        return self._verdicts[trace]
+
+
+def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor] | None) -> str:
+    """Return which parameter is perturbed of which the proof has heard nothing, "" where none is."""
+    for name in sorted(verdict.silent_parameters & (perturbation or {}).keys()):
+        if perturbation is not None and bool(perturbation[name].squared_norm().any()):
+            return f"{name!r} had no gradient when it was proven"
+    return ""
+
+
+class _ListeningPoint(TapedPoint):
+    """An evaluation at w whose pull-backs tell when a use of a parameter speaks that was silent in the proof."""
+
+    def __init__(self, point: TapedPoint, engine: ProvenEngine, inputs: Inputs, silent: frozenset[tuple[str, int]]) -> None:
+        super().__init__(point.tape, point.output, point.parameters)
+        self._engine, self._inputs = engine, inputs
+        self.tape.heard_of = silent
+
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
+        """Pull back without forming any shared weight gradient."""
+        gradient = super().per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
+        self._engine.heed(self, self._inputs)
+        return gradient
+
+    def both_gradients(
+        self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2
+    ) -> tuple[dict[str, Tensor], PerExampleGradient]:
+        """Return the summed and the per-example gradients from one reverse pass."""
+        found = super().both_gradients(cotangent, keep=keep, perturbed_passes=perturbed_passes)
+        self._engine.heed(self, self._inputs)
+        return found
