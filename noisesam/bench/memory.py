@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import subprocess
@@ -24,8 +25,8 @@ TIME_LIMIT = 1200
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 """Has glibc hand back every freed block of this many bytes or more. By itself it keeps some, the more the longer a process
 runs, and which depends on addresses: the same step is then read differently in every process."""
-SMALLEST = round(products.WORTH_THE_CALL ** (1 / 3))
-"""Rows and columns from which a product is large enough for oneDNN."""
+SMALLEST = math.ceil(products.WORTH_THE_CALL_BESIDE_MKL ** (1 / 3))
+"""Rows and columns from which a product is large enough for oneDNN, on any processor."""
 
 
 def growth(model: str, contender: str, *, device: str = "cpu", precision: str = "float32", quick: bool = False) -> int:
@@ -75,7 +76,7 @@ def grown(model: str, contender: str, *, device: str, precision: str, quick: boo
 
 
 def _load_libraries() -> None:
-    """Use once, on a few kilobytes, what the tiny twin's products are too small for: code is no memory of a step."""
+    """Use once, on less than a megabyte, what the tiny twin's products are too small for: code is no memory of a step."""
     values = torch.ones(SMALLEST, SMALLEST)
     products.linear(values, values, None)
     products.matmul(values, values)

@@ -18,13 +18,15 @@ from torch import Tensor
 
 WORTH_THE_CALL = 2**21
 """Multiplications from which oneDNN's longer call is made up for."""
+WORTH_THE_CALL_BESIDE_MKL = 2**26
+"""The same where MKL is at its best, and the bias alone is to be gained."""
 REORDERED_PER_ENTRY = 64
 """Multiplications per entry from which writing out a transposed operand, as oneDNN does, is made up for."""
 
 
 def linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "p d"], bias: Float[Tensor, " p"] | None) -> Float[Tensor, "... p"]:
     """Return x W^T + b."""
-    if _large(x, weight.shape[0]):
+    if _large(x, weight.shape[0]) and (not _mkl_is_at_home() or x.numel() * weight.shape[0] >= WORTH_THE_CALL_BESIDE_MKL):
         bias = None if bias is None else bias.contiguous()  # oneDNN's function reads on as if its entries were neighbours
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.nn.functional.linear(x, weight, bias)

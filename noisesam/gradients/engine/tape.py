@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noisesam.errors import InputError
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.derived_weights import DerivedWeights
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, combine
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 
@@ -23,10 +23,6 @@ _LOOKS = {torch.Tensor.register_hook, torch.Tensor.retain_grad}
 
 Use = tuple[str, int]
 """A parameter's name, and which of the contributions to its gradient is meant, in the order of the reverse pass."""
-
-
-class UnrepeatableForwardError(InputError):
-    """A model uses its parameters differently in the two passes of a step."""
 
 
 class Tape:
@@ -62,7 +58,8 @@ class Tape:
         self.temporary_bytes = 0
         """The largest gradient that was formed only to be summed up."""
         self._names = {id(parameter): name for name, parameter in parameters.items()}
-        self._perturbation = dict(perturbation or {})
+        # What is used up is to go from the caller's hands, too.
+        self._perturbation = perturbation if consume and isinstance(perturbation, dict) else dict(perturbation or {})
         self._used_up: set[str] = set()
         self._factors: dict[str, list[Factor]] = defaultdict(list)
         self._first_outputs: list[_FirstOutput] = []
@@ -115,20 +112,14 @@ class Tape:
         self._uses[id(parameter)] += 1
         name = self._names[id(parameter)]
         if name in self._used_up:
-            raise UnrepeatableForwardError(
-                f"The parameter {name!r} is used more often at w + eps than at w",
-                expected="a forward pass that uses every parameter as often when it is repeated",
-                remedy="Use engine='reference', or take what changes from call to call out of the model.",
-            )
+            raise UnsupportedParameterUse(f"{name!r} is used more often at w + eps than at w")
         factor = self._perturbation.get(name)
-        if not self._consume or self._previous is None or not isinstance(factor, Dense):
+        if factor is None or not self._consume or self._previous is None or self._previous._uses[id(parameter)] != 1:
             return factor
-        if self._previous._uses[id(parameter)] != 1:
-            return factor
-        # Held by nobody but the layer from here on: its memory is free again as soon as the reverse pass is through there.
+        # Held by nobody but the layer from here on: its memory is free again as soon as nothing there needs it.
         self._used_up.add(name)
         del self._perturbation[name]
-        return factor.for_one_use()
+        return factor.for_one_use() if isinstance(factor, Dense) else factor
 
     def _is_perturbed(self, parameter: Tensor) -> bool:
         return self.name(parameter) in self._perturbation or self.name(parameter) in self._used_up

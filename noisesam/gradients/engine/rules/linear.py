@@ -20,11 +20,11 @@ from noisesam.gradients.engine.layout import examples_first
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, known_form
 
-LARGEST_PRODUCT = (1.0, 4 / 3, 3 / 2)
+LARGEST_PRODUCT = (1.0, 4 / 3, 5 / 3)
 """Size of the product, in that of its factors T (d + p), up to which it is formed: for the norm, for one later use, for two.
 
-With two it would often be quicker beyond. But factors are about what a layer keeps for its reverse pass, and with half again as
-much for the product a step stays below 2.5 times the memory of one of SGD, the aim that `noisesam bench` judges by.
+Beyond, a step is slower with it; and it takes more memory than factors, which are about what a layer keeps for its reverse
+pass: with two thirds more a step stays below 2.5 times the memory of one of SGD.
 """
 
 
@@ -130,7 +130,8 @@ class _Linear(Function):
             tape.record(ctx.bias, Dense(dy if dy.dim() == 2 else _positions(dy).sum(1)))
         if tape.records(ctx.weight):
             pair = (_positions(x.detach()), _positions(dy)) if ctx.transposed else (_positions(dy), _positions(x.detach()))
-            factor = product_factors(*pair, later_uses=later_uses(tape, ctx.weight))
+            uses = later_uses(tape, ctx.weight, of_data=not ctx.needs_input_grad[0])
+            factor = product_factors(*pair, later_uses=uses)
             tape.record(ctx.weight, factor)
         if ctx.needs_input_grad[1] and tape.shares(ctx.weight):
             if isinstance(factor, Dense) and factor.in_full_precision:
@@ -154,9 +155,15 @@ class _Linear(Function):
         return input_gradient, weight_gradient, bias_gradient, None, None, None, None
 
 
-def later_uses(tape: Tape, weight: Tensor) -> int:
-    """Return how often this pull-back's per-example gradient of a weight is used after its norm."""
-    return 2 if tape.shares(weight) else tape.perturbed_passes
+def later_uses(tape: Tape, weight: Tensor, *, of_data: bool = False) -> int:
+    """Return how often this pull-back's per-example gradient of a weight is used after its norm.
+
+    Of a map of the data, whose outputs at w are there and whose inputs have no gradient, one use as factors is left, and that
+    is the cheaper one: it counts as none.
+    """
+    if tape.shares(weight):
+        return 2
+    return 0 if of_data else tape.perturbed_passes
 
 
 def _seen_and_written(eps: OuterProducts, dtype: torch.dtype, transposed: bool) -> tuple[Tensor, Tensor]:
