@@ -40,6 +40,14 @@ class Factor(ABC):
         """Return the tensors of some of the examples."""
         return Dense(self.dense()[rows])
 
+    def weighted_sum(self, weights: Float[Tensor, " n"]) -> Tensor:
+        """Return sum_i c_i G_i, of the parameter's shape, with one example's tensor there at a time."""
+        first, *others = range(len(weights))
+        total = self.of(slice(first, first + 1)).dense()[0] * weights[first]
+        for row in others:
+            total += self.of(slice(row, row + 1)).dense()[0] * weights[row]
+        return total
+
     def in_double(self) -> Factor:
         """Return the same numbers in float64, where their squares neither overflow nor vanish."""
         return Dense(self.dense().double())
@@ -92,6 +100,11 @@ class Dense(Factor):
     def in_full_precision(self) -> bool:
         """Whether a sum over the examples loses nothing to their having been rounded to sixteen bits one by one."""
         return self._tensor.element_size() >= 4
+
+    def weighted_sum(self, weights: Float[Tensor, " n"]) -> Tensor:
+        """Return sum_i c_i G_i as one product."""
+        weights = weights if self._scale is None else weights * self._scale
+        return torch.tensordot(weights.to(self._tensor.dtype), self._tensor, 1)
 
     def total(self) -> Tensor:
         """Return the sum over the examples, of the parameter's shape."""
@@ -189,6 +202,12 @@ class OuterProducts(GramFactor):
         if self.scale is not None:
             product.mul_(self.scale.to(product.dtype).view(-1, 1, 1))
         return product.view(-1, *self.shape)
+
+    def weighted_sum(self, weights: Float[Tensor, " n"]) -> Tensor:
+        """Return sum_i c_i G_i as one product over the positions of all examples."""
+        weights = weights if self.scale is None else weights * self.scale
+        left = self.unscaled_left * weights.to(self.unscaled_left.dtype).view(-1, 1, 1)
+        return (left.flatten(0, 1).t() @ self.right.flatten(0, 1)).view(self.shape)
 
     def bytes_kept(self) -> int:
         """Return the memory of both factors."""

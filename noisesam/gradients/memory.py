@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -97,6 +98,7 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
             kept[value.data_ptr()] = value.numel() * value.element_size()
         return value.detach()  # an output that its own node kept with its graph would hold that node, and itself, for ever
 
+    of_numpy = numpy.random.get_state(legacy=False)  # noqa: NPY002 - a model that draws with it is refused later
     with undisturbed(model), torch.enable_grad():
         try:
             with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
@@ -109,6 +111,7 @@ def bytes_of_an_example(model: nn.Module, first: Inputs) -> ExampleBytes:
                 output = evaluate(model, first)
         activations = sum(kept.values())
         gradient = _bytes_of_factors(FastEngine(model, parameters), first, output)
+    numpy.random.set_state(of_numpy)  # noqa: NPY002
     if gradient is None:
         gradient = 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters.values())
     return ExampleBytes(activations, gradient)

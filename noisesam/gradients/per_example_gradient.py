@@ -29,6 +29,10 @@ GATHERED_ON_CPU, GATHERED = 2**15, 2**19
 """Numbers, of all examples together, up to which copying a parameter's gradient costs less than calls of its own."""
 
 
+class AlongOwnGradient(dict[str, Factor]):
+    """eps_i of every example, along its own gradient: a parameter whose gradient is next to nothing hardly moves."""
+
+
 @dataclass(frozen=True)
 class PerExampleGradient:
     """J_i^T u_i of every example of a chunk, parameter by parameter (a parameter that plays no part has no entry)."""
@@ -38,6 +42,10 @@ class PerExampleGradient:
 
     def norm(self) -> Float[Tensor, " n"]:
         """Return the global norm of every example over all trainable parameters."""
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> Float[Tensor, " n"]:
         gathered = self._gathered
         found = [factor.squared_norm_and_spread() for name, factor in self.factors.items() if name not in gathered.places]
         squares = [one for one, _ in found] + gathered.squared_norms()
@@ -52,7 +60,7 @@ class PerExampleGradient:
         kind = squares[-1 if next(iter(self.factors)) in gathered.places else 0].dtype
         return total.sqrt().to(kind)
 
-    def perturbation(self, radii: Mapping[str, float], norm: Float[Tensor, " n"]) -> dict[str, Factor]:
+    def perturbation(self, radii: Mapping[str, float], norm: Float[Tensor, " n"]) -> AlongOwnGradient:
         """Return eps_i = rho g_i / ||g_i||, each parameter with its own radius; a zero gradient is not perturbed."""
         inverse = torch.where(norm > 0, 1 / norm.clamp_min(torch.finfo(norm.dtype).tiny), torch.zeros_like(norm))
         scales = {radius: radius * inverse for radius in {radii[name] for name in self.factors}}
@@ -60,10 +68,10 @@ class PerExampleGradient:
         within = {radii[name] for name in self._gathered.places}
         if len(within) == 1:
             together = self._gathered.scaled(scales[within.pop()])
-        return {
-            name: together[name] if name in together else factor.scaled(scales[radii[name]])
+        return AlongOwnGradient(
+            (name, together[name] if name in together else factor.scaled(scales[radii[name]]))
             for name, factor in self.factors.items()
-        }
+        )
 
     @cached_property
     def _gathered(self) -> _Gathered:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 
@@ -50,7 +49,6 @@ class RandomState:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Leave generators, buffers and gradients as they were; inside no parameter has a `.grad`."""
     state = RandomState.capture(devices_of(model))
-    of_numpy = numpy.random.get_state(legacy=False)  # noqa: NPY002 - the one that a model would draw from
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
@@ -59,7 +57,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         state.restore()
-        numpy.random.set_state(of_numpy)  # noqa: NPY002
         for parameter, gradient in gradients:
             parameter.grad = gradient
 

@@ -19,6 +19,7 @@ from noisesam.gradients.points import Engine, Point
 from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import NoRecomputation, evaluate
 from noisesam.gradients.substitution import WithWeights
+from noisesam.gradients.traversal import modules_of
 
 
 @dataclass
@@ -91,7 +92,7 @@ class ReferenceEngine(Engine):
             one = rebuild(tuple(value.unsqueeze(0) for value in values))
             return evaluate(WithWeights(self.model, weights), one).squeeze(0)
 
-        with warnings.catch_warnings(), _without_fused_inference():
+        with warnings.catch_warnings(), _without_fused_inference(), _attributes_alive(self.model):
             # vmap runs some operations one example at a time; that this engine is slow is known.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             return vmap(alone, randomness="different")(stacked, tensors)
@@ -114,6 +115,23 @@ def _without_fused_inference() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _attributes_alive(model: nn.Module) -> Iterator[None]:
+    """Leave no tensor of vmap's on a module that keeps what it has computed: outside it can be neither read nor saved."""
+    modules = modules_of(model)
+    before = [dict(vars(module)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+                    if name in own:
+                        vars(module)[name] = own[name]
+                    else:
+                        del vars(module)[name]
 
 
 def _split(inputs: Inputs, examples: int):

@@ -21,6 +21,12 @@ needs_avx512 = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def small_products_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of these tests are, beside MKL as elsewhere."""
+    monkeypatch.setattr(products, "WORTH_THE_CALL_BESIDE_MKL", products.WORTH_THE_CALL)
+
+
 @pytest.fixture(params=["a processor of MKL's maker", "another processor"])
 def at_home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both sides of the choice, whatever processor runs the test."""
@@ -92,6 +98,14 @@ def test_a_large_product_in_float32_goes_to_onednn_where_mkl_is_not_at_home(form
     with Dispatched() as calls:
         function(drawn(left_shape, 0), drawn(right_shape, 1))
     assert onednn(calls) == (not at_home or form.startswith("linear"))
+
+
+@needs_avx512
+def test_where_mkl_is_at_home_a_linear_map_has_to_be_larger(at_home: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "WORTH_THE_CALL_BESIDE_MKL", M * D * P + 1)
+    with Dispatched() as calls:
+        products.linear(drawn((M, D), 0), drawn((P, D), 1), None)
+    assert onednn(calls) is not at_home
 
 
 def test_the_maker_is_read_from_the_processor_itself(monkeypatch: pytest.MonkeyPatch) -> None:

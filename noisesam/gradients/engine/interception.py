@@ -89,11 +89,11 @@ class Interception(TorchFunctionMode):
         tensors = tensors_in((args, kwargs) if kwargs else args)
         parameter = self.tape.first_tracked(tensors)
         if parameter is None:
-            self.tape.note(func)
+            self.tape.note(func, args, kwargs)
             if not self.tape.sized_by_data and sized_by_values(func, args, kwargs, self.tape.constants):
                 self.tape.sized_by_data = _describe(func)
             return self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs, tensors)
-        self.tape.note(func, tensors)
+        self.tape.note(func, args, kwargs, tensors)
         refuse_recomputation()
         rule, reason = _RULES.get(func), None
         if rule is not None and not (func in _NEEDS_ACTIVATION and self._all_weights(tensors)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.terms import close, fixed_cotangent, rounding_tolerance
+from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import evaluate
 
 
@@ -26,11 +29,11 @@ def refuse_batch_normalisation(model: nn.Module) -> None:
             )
 
 
-def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[int, Tensor]) -> None:
+def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[int, Tensor], state: RandomState) -> None:
     """Refuse a model in which the output of one example depends on the inputs of others."""
     size = batch_size(inputs)
     if output.shape[:1] != (size,):
-        if size == 1:
+        if size == 1 and output.dim():
             return
         raise InputError(
             f"The model returned shape {tuple(output.shape)} for {size} examples",
@@ -41,6 +44,7 @@ def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[
         return
     tolerance = rounding_tolerance(output)
     if not _reaches_others(model, inputs):
+        alone = alone | _apart_in_halves(model, inputs, output, tolerance, state)
         apart = [row for row, own in alone.items() if not close(output[row : row + 1], own, tolerance)]
         if not apart:
             return
@@ -65,8 +69,30 @@ def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[
     )
 
 
+def _apart_in_halves(
+    model: nn.Module, inputs: Inputs, output: Tensor, tolerance: float, state: RandomState
+) -> dict[int, Tensor]:
+    """Return the outputs alone of examples that have others among every second example than among all."""
+    size = len(output)
+    if size < 4:
+        return {}  # the first, the middle and the last are run alone
+    found = torch.empty_like(output)
+    for start in (0, 1):
+        rows = torch.arange(start, size, 2, device=output.device)
+        state.restore()
+        found[rows] = evaluate(model, take(inputs, rows)).detach()
+    scale = output.abs().max().clamp_min(torch.finfo(output.dtype).tiny)
+    worst = (
+        int((found - output).abs().flatten(1).amax(1).argmax()) if output.dim() > 1 else int((found - output).abs().argmax())
+    )
+    if bool((found[worst] - output[worst]).abs().max() <= tolerance * scale):
+        return {}
+    state.restore()
+    return {worst: evaluate(model, take(inputs, slice(worst, worst + 1))).detach()}
+
+
 def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether the gradient of the first or of the last output is other than zero at the inputs of another example."""
+    """Whether the gradient of any output is other than zero at the inputs of another example."""
     size = batch_size(inputs)
     if size == 1:  # beside itself: alone it has nobody to depend on
         inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=tensors_in([inputs])[0].device))
@@ -79,13 +105,29 @@ def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
         raise
     if not leaves or not output.requires_grad or output.shape[:1] != (batch_size(inputs),):
         return False
-    for row in (0, len(output) - 1):
-        one = output[row : row + 1]
-        found = torch.autograd.grad(one, leaves, fixed_cotangent(one), allow_unused=True, retain_graph=True)
-        for gradient in found:
-            if gradient is not None and any(bool((part != 0).any()) for part in (gradient[:row], gradient[row + 1 :])):
+    for rows in _splits(len(output)):
+        inside = torch.zeros(len(output), dtype=torch.bool, device=output.device)
+        inside[rows] = True
+        cotangent = torch.zeros_like(output)
+        cotangent[inside] = fixed_cotangent(output)[inside]
+        for gradient in torch.autograd.grad(output, leaves, cotangent, allow_unused=True, retain_graph=True):
+            if gradient is not None and bool((gradient[~inside] != 0).any()):
                 return True
     return False
+
+
+def _splits(examples: int) -> list[list[int]]:
+    """Return groups of examples such that of any two some group has the first without the second, in few groups.
+
+    Every example has a set of groups of its own, all of one size, so that none lies within another (Sperner).
+    """
+    groups = next(k for k in range(1, examples + 2) if math.comb(k, k // 2) >= examples)
+    codes = itertools.islice(itertools.combinations(range(groups), groups // 2), examples)
+    members: list[list[int]] = [[] for _ in range(groups)]
+    for example, code in enumerate(codes):
+        for group in code:
+            members[group].append(example)
+    return [rows for rows in members if 0 < len(rows) < examples]
 
 
 def _with_gradients(inputs: Inputs, leaves: list[Tensor]) -> Inputs:

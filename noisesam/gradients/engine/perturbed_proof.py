@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, take
+from noisesam.gradients.engine.terms import COARSE, ROUNDINGS
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import movable
 from noisesam.gradients.per_example_gradient import PerExampleGradient
@@ -21,10 +22,6 @@ from noisesam.gradients.recomputation import evaluate
 
 SHARE = 0.05
 """Length of the perturbation as a share of that of the weights, or of 1 where they are zero."""
-ROUNDINGS = 1000
-"""Roundings of the outputs that a batch and an example alone may differ by where a small part of a model hardly moves them."""
-COARSE = 1e-2
-"""A tolerance above this belongs to products rounded to few bits (TF32): it is then relative to the outputs themselves."""
 
 
 def agrees_at_perturbed_weights(

@@ -15,13 +15,22 @@ from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, devices_of
 from noisesam.gradients.engine.fast import FastEngine, TapedPoint
-from noisesam.gradients.engine.proof import Verdict, prove
+from noisesam.gradients.engine.proof import prove
 from noisesam.gradients.engine.slower import Known, slower
+from noisesam.gradients.engine.terms import quiet
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.engine.verdict import Verdict, loudest, loudness
 from noisesam.gradients.factors import Factor
-from noisesam.gradients.per_example_gradient import PerExampleGradient
+from noisesam.gradients.per_example_gradient import AlongOwnGradient, PerExampleGradient
 from noisesam.gradients.points import Engine, EngineChangedError, Point
 from noisesam.gradients.randomness import RandomState
+
+MOST_WAYS = 32
+"""Ways that are proven for one shape of the batch: a proof takes longer than a step of the slower engine."""
+
+
+SMALL = 2**18
+"""Bytes of a perturbation whose norm costs next to nothing."""
 
 
 class ProvenEngine(Engine):
@@ -82,7 +91,7 @@ class ProvenEngine(Engine):
                 reason = str(unsupported)
             verdict = self._verdict(inputs, trace)
             if point is not None and verdict is not None and verdict.fast and trace == verdict.trace:
-                reason = _not_compared(verdict, perturbation)
+                reason = _not_compared(verdict, perturbation, point.logits)
                 if reason:
                     break
                 if verdict.prefers_second == self._fast.prefers_second:
@@ -100,7 +109,7 @@ class ProvenEngine(Engine):
     ) -> Point:
         """Evaluate at w + eps_i what was evaluated at w before."""
         verdict = self._verdicts.get(previous.tape.trace)
-        reason = "" if verdict is None else _not_compared(verdict, perturbation)
+        reason = "" if verdict is None else _not_compared(verdict, perturbation, previous.logits)
         if not reason:
             try:
                 moved = self._fast.at(
@@ -114,30 +123,27 @@ class ProvenEngine(Engine):
         self._fall_back(inputs, reason)
         raise EngineChangedError(self.model, reason)
 
-    def heed(self, point: TapedPoint, inputs: Inputs) -> None:
+    def heed(self, point: TapedPoint, inputs: Inputs, gradient: PerExampleGradient) -> None:
         """Prove the model again on the examples of which a use speaks that was silent before.
 
         Raises:
             EngineChangedError: The proof fails there.
         """
-        loudest = {use: int(norms.argmax()) for use, norms in point.tape.use_norms.items() if bool((norms > 0).any())}
-        if not loudest:
+        speaking = loudest(loudness(point, gradient, self._verdicts[point.tape.trace].reused))
+        if not speaking:
             return
-        verdict = prove(FastEngine(self.model, self.parameters), inputs, loudest.values())
-        trace = point.tape.trace
+        verdict, trace = prove(FastEngine(self.model, self.parameters), inputs, speaking.values()), point.tape.trace
         if verdict is None or verdict.trace != trace or not verdict.fast:
-            reason = verdict.reason if verdict is not None else ""
-        else:
-            # What was asked for is settled, also where the proof, which drops nothing, does not hear it.
-            self._verdicts[trace] = replace(verdict, silent=self._verdicts[trace].silent & verdict.silent - set(loudest))
-            point.tape.heard_of = self._verdicts[trace].silent
-            if verdict.prefers_second == self._fast.prefers_second:
-                return
+            reason = (verdict.reason if verdict is not None else "") or "it goes another way at every call"
+            self._verdicts[trace] = Verdict(False, reason, trace=trace)
+            self._fall_back(inputs, reason)
+            raise EngineChangedError(self.model, reason)
+        # What was asked for is settled, also where the proof, which drops nothing, does not hear it.
+        self._verdicts[trace] = replace(verdict, silent=self._verdicts[trace].silent & verdict.silent - set(speaking))
+        point.tape.heard_of = self._verdicts[trace].silent
+        if verdict.prefers_second != self._fast.prefers_second:
             self._fast.prefers_second = verdict.prefers_second
             raise EngineChangedError(self.model, "its layout has shown itself")
-        reason = reason or "it goes another way at every call"
-        self._fall_back(inputs, reason)
-        raise EngineChangedError(self.model, reason)
 
     def _fall_back(self, inputs: Inputs, reason: str) -> Engine:
         self._other = slower(self.model, self.parameters, inputs, self._known, self._signature, self._asked, reason)
@@ -148,6 +154,8 @@ class ProvenEngine(Engine):
         if trace is None:
             return None
         if trace not in self._verdicts:
+            if len(self._verdicts) >= MOST_WAYS:
+                return Verdict(False, f"it has gone {MOST_WAYS} ways for one shape of the batch, and goes another", trace=trace)
             verdict = prove(FastEngine(self.model, self.parameters), inputs)
             if verdict is None:
                 return None
@@ -155,11 +163,24 @@ class ProvenEngine(Engine):
         return self._verdicts[trace]
 
 
-def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor] | None) -> str:
-    """Return which parameter is perturbed of which the proof has heard nothing, "" where none is."""
-    for name in sorted(verdict.silent_parameters & (perturbation or {}).keys()):
-        if perturbation is not None and bool(perturbation[name].squared_norm().any()):
-            return f"{name!r} had no gradient when it was proven"
+def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor] | None, logits: Tensor) -> str:
+    """Return which use of a parameter is perturbed of which the proof has heard nothing, "" where none is.
+
+    A parameter with another use besides moves there by more than it was heard to. One without moves next to nothing along its
+    own gradient, to which this step has listened.
+    """
+    if not verdict.silent or perturbation is None:
+        return ""
+    own = isinstance(perturbation, AlongOwnGradient)
+    silent = {name for name, _ in verdict.silent if name in perturbation and (name in verdict.reused or not own)}
+    if not silent:
+        return ""
+    # The smallest will do for the size of the whole, to which all belong.
+    known = {name: factor for name, factor in perturbation.items() if name not in silent and factor.bytes_kept() <= SMALL}
+    whole = sum(factor.squared_norm().double() for factor in (known or perturbation).values())
+    for name in sorted(silent):
+        if bool((perturbation[name].squared_norm() > quiet(logits, reused=name in verdict.reused) ** 2 * whole).any()):
+            return f"{name!r} had no gradient in one of its uses when it was proven"
     return ""
 
 
@@ -174,7 +195,7 @@ class _ListeningPoint(TapedPoint):
     def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
         """Pull back without forming any shared weight gradient."""
         gradient = super().per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
-        self._engine.heed(self, self._inputs)
+        self._engine.heed(self, self._inputs, gradient)
         return gradient
 
     def both_gradients(
@@ -182,5 +203,5 @@ class _ListeningPoint(TapedPoint):
     ) -> tuple[dict[str, Tensor], PerExampleGradient]:
         """Return the summed and the per-example gradients from one reverse pass."""
         found = super().both_gradients(cotangent, keep=keep, perturbed_passes=perturbed_passes)
-        self._engine.heed(self, self._inputs)
+        self._engine.heed(self, self._inputs, found[1])
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,20 @@ def _refuse_shared_memory(parameters: dict[str, nn.Parameter]) -> None:
 def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> Hashable:
     values = [inputs] if isinstance(inputs, Tensor) else inputs.values() if isinstance(inputs, dict) else inputs
     shapes = tuple((tuple(value.shape), value.dtype) if isinstance(value, Tensor) else repr(value) for value in values)
-    modes = tuple((type(module), module.training, module._compiled_call_impl is None) for module in modules_of(model))
+    modes = tuple(
+        (
+            type(module),
+            module.training,
+            module._compiled_call_impl is None,
+            len(module._backward_hooks),
+            len(module._backward_pre_hooks),
+        )
+        for module in modules_of(model)
+    )
     device = next(iter(parameters.values())).device.type
     own = tuple((id(parameter), bool(parameter._backward_hooks)) for parameter in parameters.values())
     return shapes, modes, own, torch.is_autocast_enabled(device)
+
+
+def _backward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    return module._backward_hooks, module._backward_pre_hooks

@@ -9,8 +9,8 @@ from torch import nn
 
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs
-from noisesam.gradients.engine.proof import Verdict
 from noisesam.gradients.engine.reference_proof import vectorisation_differs, what_the_reference_misses
+from noisesam.gradients.engine.verdict import Verdict
 from noisesam.gradients.moved_weights import MovedWeightsEngine
 from noisesam.gradients.points import Engine
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation

@@ -17,12 +17,13 @@ from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, combine
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 
-_LOOKS = {torch.Tensor.register_hook, torch.Tensor.retain_grad}
-"""Who looks at gradients from a step on changes no way."""
+_NO_WAY = {torch.Tensor.register_hook, torch.Tensor.retain_grad, torch._C._set_grad_enabled}
+"""Who looks at gradients from a step on changes no way, nor does a block without gradients that puts back what was before."""
 
 
 Use = tuple[str, int]
-"""A parameter's name, and which of the contributions to its gradient is meant, in the order of the reverse pass."""
+"""A parameter's name, and which of the contributions to its gradient, or to that of a weight derived from it, is meant, in the
+order of the reverse pass."""
 
 
 class Tape:
@@ -62,6 +63,7 @@ class Tape:
         self._perturbation = perturbation if consume and isinstance(perturbation, dict) else dict(perturbation or {})
         self._used_up: set[str] = set()
         self._factors: dict[str, list[Factor]] = defaultdict(list)
+        self._places: Counter[str] = Counter()
         self._first_outputs: list[_FirstOutput] = []
         self._channels_last: dict[int, tuple[Tensor, Tensor, int]] = {}
         self._previous = previous
@@ -75,6 +77,8 @@ class Tape:
         """Say for the length of a block what a pull-back forms; an exception leaves no half of a record behind."""
         before = self.recording, self.sharing, self.perturbed_passes
         self.recording, self.sharing, self.perturbed_passes = recording, sharing, perturbed_passes
+        self._places.clear()
+        self.use_norms = {}
         try:
             yield
         finally:
@@ -93,11 +97,16 @@ class Tape:
                 return value
         return None
 
-    def note(self, function: Callable[..., Any], tensors: Sequence[Tensor] = ()) -> None:
-        """Take a call into the trace, unless it computes nothing."""
-        if function in _LOOKS:
+    def note(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor] = ()
+    ) -> None:
+        """Take a call into the trace, unless that computes nothing: with the numbers that choose axes, sizes and places."""
+        if function in _NO_WAY:
             return
-        self.trace = hash((self.trace, function, *(tensor.shape for tensor in tensors)))
+        plain = [part for value in args if (part := _plain(value)) is not None]
+        if kwargs:
+            plain += [(name, _plain(value)) for name, value in kwargs.items()]
+        self.trace = hash((self.trace, function, *plain, *(tensor.shape for tensor in tensors)))
 
     def name(self, parameter: Tensor) -> str:
         """Return the parameter's name."""
@@ -136,6 +145,11 @@ class Tape:
 
     def record(self, parameter: Tensor, factor: Factor) -> None:
         """Add one contribution to the parameter's per-example gradient."""
+        name = self._names[id(parameter)]
+        use = name, self._places[name]
+        self._places[name] += 1
+        if use in self.heard_of:
+            self.use_norms[use] = factor.squared_norm()
         if parameter in self._derived:
             found = self._derived.record(parameter, factor)
             if found is None:
@@ -170,12 +184,6 @@ class Tape:
 
     def take_gradient(self) -> PerExampleGradient:
         """Return what was recorded, summed over uses, and forget it."""
-        self.use_norms = {
-            (name, place): factor.squared_norm()
-            for name, found in self._factors.items()
-            for place, factor in enumerate(found)
-            if (name, place) in self.heard_of
-        }
         factors = {name: combine(found) for name, found in self._factors.items()}
         self._factors.clear()
         return PerExampleGradient(factors, self.examples)
@@ -213,6 +221,21 @@ class Tape:
         arranged = _written_channels_last(kernel, dtype)
         self._channels_last[id(kernel)] = (kernel, arranged, kernel._version)
         return arranged
+
+
+def _plain(value: Any) -> Any:
+    """Return what of an argument is no tensor and no fraction, in a form that can be hashed; None where nothing is.
+
+    Fractions are left out: rates and temperatures may change from step to step, and choose nothing.
+    """
+    kind = type(value)
+    if kind is int or kind is bool or kind is str:
+        return value
+    if kind is tuple or kind is list or isinstance(value, (tuple, list)):
+        return tuple(_plain(part) for part in value)
+    if kind is slice:
+        return _plain(value.start), _plain(value.stop), _plain(value.step)
+    return None
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,29 @@ def rounding_tolerance(output: Tensor) -> float:
     return 1e-8 if output.dtype == torch.float64 else 2e-3
 
 
+ROUNDINGS = 1000
+"""Roundings of the largest by which a small part may be off."""
+COARSE = 1e-2
+"""A tolerance above this belongs to products rounded to few bits (TF32): it is relative to the largest alone."""
+
+
+def noise(output: Tensor) -> float:
+    """Return the share of the largest below which a small part is rounding."""
+    return min(rounding_tolerance(output), ROUNDINGS * torch.finfo(output.dtype).eps)
+
+
+def allowed_difference(output: Tensor, own: float, largest: float) -> float:
+    """Return by how much two computations of one part may differ, of its own size and beside the largest."""
+    tolerance = rounding_tolerance(output)
+    return tolerance * largest if tolerance > COARSE else tolerance * own + noise(output) * largest
+
+
+def quiet(output: Tensor, *, reused: bool) -> float:
+    """Return the share of the whole up to which a wrong use of a parameter, the only one or one of several, may go unseen."""
+    tolerance = rounding_tolerance(output)
+    return 2 * (tolerance if reused or tolerance > COARSE else noise(output))
+
+
 def close(first: Tensor, second: Tensor, tolerance: float) -> bool:
     """Whether no entry differs by more than the tolerance, relative to the largest."""
     scale = torch.maximum(first.abs().max(), second.abs().max()).clamp_min(torch.finfo(first.dtype).tiny)
