@@ -126,7 +126,9 @@ def test_a_step_waits_for_the_device_no_more_often_than_it_has_questions(name, m
         step.backward(inputs, targets)  # proofs and checks of what is new
         mode.counts.clear()
         step.backward(inputs, targets)
-    assert mode.counts["waits"] == waits
+    # The key's bias, to which softmax is indifferent, was silent in the proof: it is listened to.
+    listens = name == "vit" and method in ("1-sam", "l-sam", "j-sam")
+    assert mode.counts["waits"] == waits + listens
 
 
 @pytest.mark.parametrize(("method", "waits"), [("sgd", 1), ("sam", 1), ("1-sam", 3)])

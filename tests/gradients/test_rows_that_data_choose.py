@@ -240,10 +240,11 @@ def test_a_branch_behind_a_small_scale_is_compared_before_it_grows(scale, dtype)
 @pytest.mark.parametrize(("value", "dtype"), [(-10, torch.float32), (-25, torch.float64)])
 def test_a_use_that_was_quiet_beside_another_is_compared_when_it_speaks(value, dtype):
     model, x = QuietByData().to(dtype), normal(4, 4, 5).to(dtype)
-    bound = 1e-12 if dtype == torch.float64 else 1e-5
-    for gate in (value, 1):
-        x[:, 0, 0] = gate
-        assert error(model, x) <= bound
+    bound, heard_from = (1e-12, 2e-8) if dtype == torch.float64 else (1e-5, 4e-3)
+    x[:, 0, 0] = value
+    assert error(model, x) <= heard_from  # of its weights' gradient it is a share that rounding may have
+    x[:, 0, 0] = 1
+    assert error(model, x) <= bound
 
 
 class OpensAway(nn.Module):

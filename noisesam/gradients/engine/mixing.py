@@ -106,12 +106,12 @@ def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
     if not leaves or not output.requires_grad or output.shape[:1] != (batch_size(inputs),):
         return False
     for rows in _splits(len(output)):
-        inside = torch.zeros(len(output), dtype=torch.bool, device=output.device)
-        inside[rows] = True
-        cotangent = torch.zeros_like(output)
-        cotangent[inside] = fixed_cotangent(output)[inside]
+        inside = torch.zeros(len(output), dtype=output.dtype, device=output.device)
+        for row in rows:
+            inside[row] = 1.0
+        cotangent = fixed_cotangent(output) * inside.view(-1, *[1] * (output.dim() - 1))
         for gradient in torch.autograd.grad(output, leaves, cotangent, allow_unused=True, retain_graph=True):
-            if gradient is not None and bool((gradient[~inside] != 0).any()):
+            if gradient is not None and bool(((gradient != 0) & (inside == 0).view(-1, *[1] * (gradient.dim() - 1))).any()):
                 return True
     return False
 

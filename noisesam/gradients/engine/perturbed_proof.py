@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, take
-from noisesam.gradients.engine.terms import COARSE, ROUNDINGS
+from noisesam.gradients.engine.terms import COARSE, ROUNDINGS, WithoutDropout, rounding_tolerance
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import movable
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.randomness import undisturbed
 from noisesam.gradients.recomputation import evaluate
 
 SHARE = 0.05
@@ -48,15 +50,35 @@ def agrees_at_perturbed_weights(
     for graph in (False, True):  # without a graph every layer may meet what it has met before; the last may use up eps
         with torch.set_grad_enabled(graph):
             moved = engine.at(inputs, eps, previous=point, consume=graph).logits
-        for row, expected in zip(rows, alone, strict=True):
-            if not bool(expected.isfinite().all()):
-                continue
-            change, level = (expected - point.logits[row : row + 1]).abs().max(), expected.abs().max()
-            size = torch.maximum(level, change) if tolerance > COARSE else change
-            allowed = tolerance * size + ROUNDINGS * torch.finfo(expected.dtype).eps * level
-            if not bool((moved[row : row + 1] - expected).abs().max() <= allowed):
-                return False
+        if not all(_agree(point, moved, row, expected, tolerance) for row, expected in zip(rows, alone, strict=True)):
+            return False
     return True
+
+
+def agrees_for_all_examples(engine: Engine, inputs: Inputs, perturbation: Mapping[str, Factor]) -> bool:
+    """Whether every example, run alone with its own weights, has the output that the engine finds for it in the batch."""
+    model, parameters = engine.model, engine.parameters
+    with undisturbed(model), torch.enable_grad(), WithoutDropout():
+        point = engine.at(inputs)
+        try:
+            moved = engine.at(inputs, dict(perturbation), previous=point).logits
+        except UnsupportedParameterUse:
+            return False
+        tolerance = rounding_tolerance(point.logits)
+        return all(
+            _agree(point, moved, row, _alone(model, parameters, inputs, perturbation, row), tolerance)
+            for row in range(len(point.logits))
+        )
+
+
+def _agree(point: Point, moved: Tensor, row: int, expected: Tensor, tolerance: float) -> bool:
+    """Whether an output is as expected, to a share of how far it is from that at w."""
+    if not bool(expected.isfinite().all()):
+        return True
+    change, level = (expected - point.logits[row : row + 1]).abs().max(), expected.abs().max()
+    size = torch.maximum(level, change) if tolerance > COARSE else change
+    allowed = tolerance * size + ROUNDINGS * torch.finfo(expected.dtype).eps * level
+    return bool((moved[row : row + 1] - expected).abs().max() <= allowed)
 
 
 def _alone(

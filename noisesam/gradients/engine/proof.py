@@ -3,12 +3,11 @@
 A fast engine must know which axis of every intermediate tensor is the example. Before it is used on a model (and again for
 every new batch shape, train or eval state and set of trainable parameters) five things are checked on the batch at hand:
 
-* output i does not depend on input j: the gradients of the first and of the last output at the other inputs are exactly zero;
+* output i does not depend on input j, for any two examples (`mixing`);
 * an example run alone gives the output it has in the batch;
 * its row of the batch has, by plain autograd, the per-parameter gradient norms that the engine finds for it;
-* run alone with its own weights w + eps_i it has the output that the engine finds for it in the batch.
-
-* the sum over all examples, each with a weight of its own, has the direction that plain autograd finds.
+* the sum over all examples, each with a weight of its own, has the direction that plain autograd finds;
+* an example alone, with its own weights w + eps_i, has the output that the engine finds for it in the batch.
 
 A use of a parameter whose gradient is next to nothing for these examples is compared for the example where it is largest, and
 where it is so for all of them (behind a scale that starts small) a step away. What is silent there, too, the verdict says.
@@ -67,7 +66,8 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
         The verdict; None where the outputs are not finite, so that nothing can be concluded.
 
     Raises:
-        InputError: The model mixes the examples of a batch.
+        InputError: The model mixes the examples of a batch, does not run on one alone, writes to its inputs, draws with NumPy's
+            generator, or has a reverse pass that is not linear.
     """
     model = engine.model
     with undisturbed(model), torch.enable_grad(), WithoutDropout():
@@ -105,7 +105,7 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
 
 def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: Comparison, rows: list[int]) -> Verdict:
     """Compare the uses that are zero for these examples for others, and a step away."""
-    silent = found.silent(engine.parameters, rows)
+    silent, mute = (found.silent(engine.parameters, rows, above=above) for above in (1.0, 0.0))
     further = found.loudest(silent)
     if further:
         found_there = _compare(engine, inputs, twins_of(engine, inputs, _alone(engine, inputs, further)))
@@ -113,6 +113,7 @@ def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: Comparison, 
             if not found_there.verdict.fast:
                 return found_there.verdict
             silent &= found_there.silent(engine.parameters, further)
+            mute &= found_there.silent(engine.parameters, further, above=0.0)
     if silent:
         elsewhere = _compare_elsewhere(engine, inputs, rows)
         if elsewhere is not None:
@@ -120,9 +121,9 @@ def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: Comparison, 
                 return elsewhere.verdict
             if elsewhere.verdict.trace == found.verdict.trace:
                 silent &= elsewhere.silent(engine.parameters, rows)
-    return replace(
-        found.verdict, silent=frozenset(silent), reused=frozenset(name for name, place in found.loudness if place > 0)
-    )
+                mute &= elsewhere.silent(engine.parameters, rows, above=0.0)
+    reused = frozenset(name for name, place in found.loudness if place > 0)
+    return replace(found.verdict, silent=frozenset(silent), mute=frozenset(mute & silent), reused=reused)
 
 
 def _alone(engine: FastEngine, inputs: Inputs, rows: Iterable[int], state: RandomState | None = None) -> dict[int, Tensor]:

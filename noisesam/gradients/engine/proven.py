@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, devices_of
 from noisesam.gradients.engine.fast import FastEngine, TapedPoint
+from noisesam.gradients.engine.perturbed_proof import agrees_for_all_examples
 from noisesam.gradients.engine.proof import prove
 from noisesam.gradients.engine.slower import Known, slower
-from noisesam.gradients.engine.terms import quiet
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.engine.verdict import Verdict, loudest, loudness
 from noisesam.gradients.factors import Factor
@@ -27,10 +27,6 @@ from noisesam.gradients.randomness import RandomState
 
 MOST_WAYS = 32
 """Ways that are proven for one shape of the batch: a proof takes longer than a step of the slower engine."""
-
-
-SMALL = 2**18
-"""Bytes of a perturbation whose norm costs next to nothing."""
 
 
 class ProvenEngine(Engine):
@@ -91,7 +87,7 @@ class ProvenEngine(Engine):
                 reason = str(unsupported)
             verdict = self._verdict(inputs, trace)
             if point is not None and verdict is not None and verdict.fast and trace == verdict.trace:
-                reason = _not_compared(verdict, perturbation, point.logits)
+                reason = self._unlike_alone(inputs, verdict, perturbation or {})
                 if reason:
                     break
                 if verdict.prefers_second == self._fast.prefers_second:
@@ -109,7 +105,7 @@ class ProvenEngine(Engine):
     ) -> Point:
         """Evaluate at w + eps_i what was evaluated at w before."""
         verdict = self._verdicts.get(previous.tape.trace)
-        reason = "" if verdict is None else _not_compared(verdict, perturbation, previous.logits)
+        reason = "" if verdict is None else self._unlike_alone(inputs, verdict, perturbation)
         if not reason:
             try:
                 moved = self._fast.at(
@@ -145,6 +141,12 @@ class ProvenEngine(Engine):
             self._fast.prefers_second = verdict.prefers_second
             raise EngineChangedError(self.model, "its layout has shown itself")
 
+    def _unlike_alone(self, inputs: Inputs, verdict: Verdict, perturbation: Mapping[str, Factor]) -> str:
+        """Return why a perturbation is not the fast engine's; every example is run alone where the proof knows too little."""
+        if not _not_compared(verdict, perturbation) or agrees_for_all_examples(self._fast, inputs, perturbation):
+            return ""
+        return "its outputs at these perturbed weights are not those that the examples have alone"
+
     def _fall_back(self, inputs: Inputs, reason: str) -> Engine:
         self._other = slower(self.model, self.parameters, inputs, self._known, self._signature, self._asked, reason)
         return self._other
@@ -163,25 +165,17 @@ class ProvenEngine(Engine):
         return self._verdicts[trace]
 
 
-def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor] | None, logits: Tensor) -> str:
-    """Return which use of a parameter is perturbed of which the proof has heard nothing, "" where none is.
+def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor]) -> bool:
+    """Whether a use of a parameter is perturbed of which the proof has heard nothing.
 
-    A parameter with another use besides moves there by more than it was heard to. One without moves next to nothing along its
-    own gradient, to which this step has listened.
+    A parameter with another use besides moves there, too. One without moves next to nothing along its own gradient, to which
+    this step has listened; a perturbation from outside may move it anywhere.
     """
-    if not verdict.silent or perturbation is None:
-        return ""
-    own = isinstance(perturbation, AlongOwnGradient)
-    silent = {name for name, _ in verdict.silent if name in perturbation and (name in verdict.reused or not own)}
-    if not silent:
-        return ""
-    # The smallest will do for the size of the whole, to which all belong.
-    known = {name: factor for name, factor in perturbation.items() if name not in silent and factor.bytes_kept() <= SMALL}
-    whole = sum(factor.squared_norm().double() for factor in (known or perturbation).values())
-    for name in sorted(silent):
-        if bool((perturbation[name].squared_norm() > quiet(logits, reused=name in verdict.reused) ** 2 * whole).any()):
-            return f"{name!r} had no gradient in one of its uses when it was proven"
-    return ""
+    if not verdict.silent:
+        return False
+    along = isinstance(perturbation, AlongOwnGradient)
+    names = {name for name, _ in verdict.mute if name in verdict.reused} if along else {name for name, _ in verdict.silent}
+    return any(bool(perturbation[name].squared_norm().any()) for name in sorted(names & perturbation.keys()))
 
 
 class _ListeningPoint(TapedPoint):

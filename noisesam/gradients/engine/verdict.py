@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class Verdict:
     """What the model called while it was proven (`Tape.trace`): it holds for what goes the same way."""
     silent: frozenset[Use] = frozenset()
     """The uses of parameters whose gradient was next to nothing wherever it was compared."""
+    mute: frozenset[Use] = frozenset()
+    """Those of them whose gradient was zero, as behind a gate that is shut."""
     reused: frozenset[str] = frozenset()
     """The parameters with more than one use."""
 
@@ -45,10 +48,10 @@ class Comparison:
     loudness: Mapping[Use, Tensor]
     """By use, (n,): above 1 a wrong one would have been seen."""
 
-    def silent(self, parameters: Iterable[str], rows: Iterable[int]) -> set[Use]:
+    def silent(self, parameters: Iterable[str], rows: Iterable[int], *, above: float = 1.0) -> set[Use]:
         """Return the uses that are quiet for all these examples; a parameter without any use counts as one."""
         unused, chosen = {(name, 0) for name in parameters} - self.loudness.keys(), list(rows)
-        return unused | {use for use, one in self.loudness.items() if not bool((one[chosen] > 1).any())}
+        return unused | {use for use, one in self.loudness.items() if not bool((one[chosen] > above).any())}
 
     def loudest(self, uses: Iterable[Use]) -> list[int]:
         """Return the examples for which these uses are loudest, where they are not quiet for all."""
@@ -72,8 +75,9 @@ def loudness(
         reused = {name for name, place in told if place > 0}
     whole = gradient.norm().double()
     # A parameter's gradient is compared as a whole, and a small use beside a large one with that.
-    shares = {name: quiet(point.logits, reused=name in reused) for name, _ in told}
-    return {use: (norms.double().sqrt() / (shares[use[0]] * whole)).nan_to_num(0.0) for use, norms in told.items()}
+    bounds = [quiet(point.logits, reused=name in reused) * whole for name, _ in told]
+    ratios = torch.stack([norms.double().sqrt() / bound for norms, bound in zip(told.values(), bounds, strict=True)])
+    return dict(zip(told, ratios.nan_to_num(0.0).cpu(), strict=True))  # asked for together: an accelerator is waited for once
 
 
 def loudest(heard: Mapping[Use, Tensor]) -> dict[Use, int]:
