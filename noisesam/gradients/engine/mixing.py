@@ -82,9 +82,7 @@ def _apart_in_halves(
         state.restore()
         found[rows] = evaluate(model, take(inputs, rows)).detach()
     scale = output.abs().max().clamp_min(torch.finfo(output.dtype).tiny)
-    worst = (
-        int((found - output).abs().flatten(1).amax(1).argmax()) if output.dim() > 1 else int((found - output).abs().argmax())
-    )
+    worst = int((found - output).abs().reshape(size, -1).amax(1).argmax())
     if bool((found[worst] - output[worst]).abs().max() <= tolerance * scale):
         return {}
     state.restore()
