@@ -18,6 +18,7 @@ from noisesam.gradients.engine.fast import FastEngine, TapedPoint
 from noisesam.gradients.engine.perturbed_proof import agrees_for_all_examples
 from noisesam.gradients.engine.proof import prove
 from noisesam.gradients.engine.slower import Known, slower
+from noisesam.gradients.engine.tape import Use
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.engine.verdict import Verdict, loudest, loudness
 from noisesam.gradients.factors import Factor
@@ -135,8 +136,10 @@ class ProvenEngine(Engine):
             self._fall_back(inputs, reason)
             raise EngineChangedError(self.model, reason)
         # What was asked for is settled, also where the proof, which drops nothing, does not hear it.
-        self._verdicts[trace] = replace(verdict, silent=self._verdicts[trace].silent & verdict.silent - set(speaking))
-        point.tape.heard_of = self._verdicts[trace].silent
+        before, settled = self._verdicts[trace], set(speaking)
+        silent, mute = before.silent & verdict.silent - settled, before.mute & verdict.mute - settled
+        self._verdicts[trace] = replace(verdict, silent=silent, mute=mute)
+        point.tape.heard_of = silent
         if verdict.prefers_second != self._fast.prefers_second:
             self._fast.prefers_second = verdict.prefers_second
             raise EngineChangedError(self.model, "its layout has shown itself")
@@ -181,7 +184,7 @@ def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor]) -> bool:
 class _ListeningPoint(TapedPoint):
     """An evaluation at w whose pull-backs tell when a use of a parameter speaks that was silent in the proof."""
 
-    def __init__(self, point: TapedPoint, engine: ProvenEngine, inputs: Inputs, silent: frozenset[tuple[str, int]]) -> None:
+    def __init__(self, point: TapedPoint, engine: ProvenEngine, inputs: Inputs, silent: frozenset[Use]) -> None:
         super().__init__(point.tape, point.output, point.parameters)
         self._engine, self._inputs = engine, inputs
         self.tape.heard_of = silent
