@@ -18,6 +18,7 @@ from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 _NAMES = (
     "add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "clamp",
     "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__pow__", "__rpow__",
+    "add_", "sub_", "mul_", "div_", "addcmul_", "addcdiv_", "lerp_", "__iadd__", "__isub__", "__imul__", "__itruediv__",
 )  # fmt: skip
 _FUNCTIONS = [getattr(place, name) for place in (torch, torch.Tensor) for name in _NAMES if hasattr(place, name)]
 
@@ -47,22 +48,40 @@ def _broadcast(tape: Tape, parameter: Tensor, shape: torch.Size) -> Tensor:
     return each_row(lift(tape, parameter).view(n, *[1] * (dims - 1 - len(inner)), *inner), shape[0])
 
 
-@register_rule(torch.Tensor.expand)
-def expand_rule(tape: Tape, _: Callable[..., Any], parameter: Tensor, *sizes: Any) -> Tensor:
-    """Expand a parameter of shape (1, ...) over the examples."""
-    size = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
-    if len(size) != parameter.dim() or parameter.shape[0] != 1 or size[0] != tape.examples:
-        raise UnsupportedParameterUse(f"'expand' of a parameter of shape {tuple(parameter.shape)} to {size}")
-    return lift(tape, parameter).squeeze(1).expand(*size)
+@register_rule(torch.Tensor.expand, torch.Tensor.broadcast_to, torch.broadcast_to, torch.Tensor.expand_as)
+def expand_rule(tape: Tape, _: Callable[..., Any], parameter: Tensor, *sizes: Any, **named: Any) -> Tensor:
+    """Expand a parameter of shape (1, ...), or one without the examples' axis, over the examples."""
+    size = _size(*sizes, **named)
+    return _over_examples(tape, parameter, size, "expand").expand(*size)
 
 
-@register_rule(torch.Tensor.repeat)
-def repeat_rule(tape: Tape, _: Callable[..., Any], parameter: Tensor, *sizes: Any) -> Tensor:
-    """Repeat a parameter of shape (1, ...) over the examples."""
-    size = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
-    if len(size) != parameter.dim() or parameter.shape[0] != 1 or size[0] != tape.examples:
-        raise UnsupportedParameterUse(f"'repeat' of a parameter of shape {tuple(parameter.shape)} by {size}")
-    return lift(tape, parameter).squeeze(1).repeat(1, *size[1:])
+@register_rule(torch.Tensor.repeat, torch.Tensor.tile, torch.tile)
+def repeat_rule(tape: Tape, _: Callable[..., Any], parameter: Tensor, *sizes: Any, **named: Any) -> Tensor:
+    """Repeat a parameter of shape (1, ...), or one without the examples' axis, over the examples."""
+    size = _size(*sizes, **named)
+    return _over_examples(tape, parameter, size, "repeat").repeat(1, *size[1:])
+
+
+def _size(*sizes: Any, **named: Any) -> tuple[int, ...]:
+    """Return the sizes of however `expand` or `repeat` was called; those of a tensor that is to be expanded like."""
+    given = (*sizes, *(value for name, value in named.items() if name != "implicit"))
+    if len(given) == 1 and isinstance(given[0], Tensor):
+        return tuple(given[0].shape)
+    return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else given
+
+
+def _over_examples(tape: Tape, parameter: Tensor, size: tuple[int, ...], what: str) -> Tensor:
+    """Return the lifted parameter, (n, ...), with as many axes as there are sizes."""
+    inner = parameter.shape
+    if len(inner) == len(size) and inner[:1] == (1,):
+        inner = inner[1:]
+    elif tape.prefers_second:
+        size = ()  # as many positions as examples: the other guess is that these are positions
+    if size[:1] != (tape.examples,) or len(inner) >= len(size):
+        raise UnsupportedParameterUse(
+            f"{what!r} of a parameter of shape {tuple(parameter.shape)} over other axes than examples"
+        )
+    return lift(tape, parameter).reshape(tape.examples, *[1] * (len(size) - 1 - len(inner)), *inner)
 
 
 @register_rule(torch.Tensor.__getitem__, operator.getitem)

@@ -46,7 +46,12 @@ def embedding_rule(
 
 
 def _shared(tape: Tape, tokens: Tensor) -> bool:
-    """Whether the tokens have no example axis: (1, ...) or (T,). Where T equals n the two guesses take turns."""
+    """Whether the tokens have no example axis: (1, ...) or (T,). Where T equals n the two guesses take turns.
+
+    Numbers that no example changes, such as arange(T), have none.
+    """
+    if tokens in tape.constants and (tokens.dim() == 1 or tokens.shape[:1] == (1,)):
+        return True
     if tape.examples == 1:
         return tokens.dim() == 1 and tokens.shape[0] > 1
     if tokens.dim() == 1:

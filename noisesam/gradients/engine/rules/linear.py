@@ -17,7 +17,9 @@ from torch.autograd import Function
 from noisesam.gradients.engine import products
 from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import examples_first
+from noisesam.gradients.engine.lifting import lift
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Dense, Factor, OuterProducts, Shared, known_form
 
 LARGEST_PRODUCT = (1.0, 4 / 3, 5 / 3)
@@ -32,6 +34,10 @@ pass: with two thirds more a step stays below 2.5 times the memory of one of SGD
 def linear_rule(tape: Tape, _: Callable[..., Any], input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Evaluate a linear map at w or w + eps_i, recording or sharing its gradients on the way back."""
     input = autocast_input(input)
+    if weight.dim() == 1:
+        if bias is not None:
+            raise UnsupportedParameterUse("'linear' of a vector with a bias")
+        return apply_vector(tape, input, weight, "'linear'")
     if input.dim() == 2 and input.shape[0] == tape.examples:
         return apply_linear(tape, input, weight, bias)
     positions, back = examples_first(tape, input, 1, "'linear'")
@@ -42,6 +48,12 @@ def apply_linear(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, *, 
     """Apply the map to (n, d) or (n, T, d); a transposed weight is stored (d, p)."""
     eps, bias_eps = known_form(tape.perturbation(weight), Dense, Shared, OuterProducts), tape.perturbation(bias)
     return _Linear.apply(x, weight, bias, tape, eps, bias_eps, transposed)  # pyright: ignore[reportReturnType]
+
+
+def apply_vector(tape: Tape, x: Tensor, vector: Tensor, what: str) -> Tensor:
+    """Multiply (..., d) by every example's own vector (d,): so few numbers are no product of factors."""
+    positions, back = examples_first(tape, x, 1, what)
+    return back(torch.matmul(positions, lift(tape, vector).unsqueeze(2))).squeeze(-1)
 
 
 def autocast_input(values: Tensor) -> Tensor:

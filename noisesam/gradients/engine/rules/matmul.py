@@ -11,14 +11,29 @@ from torch import Tensor
 from noisesam.gradients.engine.interception import register_rule
 from noisesam.gradients.engine.layout import examples_first, tape_of_rows
 from noisesam.gradients.engine.lifting import lift
-from noisesam.gradients.engine.rules.linear import apply_linear, autocast_input
+from noisesam.gradients.engine.rules.linear import apply_linear, apply_vector, autocast_input
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 
 
-@register_rule(torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__, needs_activation=True)
+@register_rule(
+    *(
+        getattr(place, name)
+        for place in (torch, torch.Tensor)
+        for name in ("matmul", "mm", "mv", "__matmul__")
+        if hasattr(place, name)
+    ),
+    needs_activation=True,
+)
 def matmul_rule(tape: Tape, _: Callable[..., Any], left: Tensor, right: Tensor) -> Tensor:
-    """Multiply activations by a weight (d, p) at w or w + eps_i, from the right or, where they are (n, d, T), from the left."""
+    """Multiply activations by a weight (d, p) at w or w + eps_i, from the right or, where they are (n, d, T), from the left.
+
+    A vector (d,) is every example's own: its products are few.
+    """
+    if tape.tracks(right) and not tape.tracks(left) and right.dim() == 1:
+        return apply_vector(tape, autocast_input(left), right, "'matmul'")
+    if tape.tracks(left) and not tape.tracks(right) and left.dim() == 1 and right.dim() == 3 and len(right) == tape.examples:
+        return torch.matmul(lift(tape, left).unsqueeze(1), right).squeeze(1)
     if tape.tracks(left) and not tape.tracks(right) and left.dim() == 2 and right.dim() == 3 and len(right) == tape.examples:
         return apply_linear(tape, autocast_input(right).transpose(1, 2), left, None).transpose(1, 2)
     if not tape.tracks(left) and right.dim() > 2 and left.dim() > right.dim() and len(left) == tape.examples:
