@@ -326,6 +326,55 @@ def test_a_reverse_pass_that_scales_is_linear():
     assert error(Hooked(lambda gradient: -0.3 * gradient).double(), normal(4, 5)) <= 1e-12
 
 
+class LooksFirst(Hooked):
+    """Registers its hook at every call, which looks only, or not at all, until it is told to change something."""
+
+    def __init__(self, change, *, from_the_start):
+        super().__init__(change)
+        self.at_work, self.from_the_start, self.seen = False, from_the_start, 0
+
+    def forward(self, x):
+        z = torch.tanh(self.l(x))
+        if z.requires_grad and (self.at_work or self.from_the_start):
+            z.register_hook(self.look)
+        return self.h(z)
+
+    def look(self, gradient):
+        self.seen += 1
+        return self.change(gradient) if self.at_work else None
+
+
+@pytest.mark.parametrize("from_the_start", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_hook_that_begins_to_change_gradients_is_proven_then(change, from_the_start):
+    model, x = LooksFirst(CHANGES[change], from_the_start=from_the_start).double(), normal(4, 5)
+    assert error(model, x) <= 1e-12
+    model.at_work = True
+    with pytest.raises(InputError, match="reverse pass of LooksFirst is not linear"):
+        mixed_point_gradient(model, x, LABELS, **ONE_SAM)
+    model.at_work = False
+    assert error(model, x) <= 1e-12
+
+
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_a_hook_may_begin_and_cease_to_scale(from_the_start):
+    model, x = LooksFirst(lambda gradient: -0.3 * gradient, from_the_start=from_the_start).double(), normal(4, 5)
+    for model.at_work in (False, True, False, True):
+        assert error(model, x) <= 1e-12
+        assert engine_for(model, x).name == "fast"
+
+
+def test_a_hook_that_looks_only_has_nothing_proven_again():
+    model, x = LooksFirst(torch.sign, from_the_start=True).double(), normal(4, 5)
+    error(model, x)
+    looked = []
+    for _ in range(2):
+        model.seen = 0
+        mixed_point_gradient(model, x, LABELS, **ONE_SAM)
+        looked.append(model.seen)
+    assert looked == [2, 2]
+
+
 class WritesToItsInput(Routed):
     def forward(self, x):
         return self.h(torch.tanh(self.experts[0](x.sub_(0.5))))

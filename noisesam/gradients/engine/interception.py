@@ -88,6 +88,8 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = tensors_in((args, kwargs) if kwargs else args)
         parameter = self.tape.first_tracked(tensors)
+        if func is torch.Tensor.register_hook and parameter is None and callable(args[-1]):
+            args = (*args[:-1], self.tape.watched(args[-1]))
         if parameter is None:
             self.tape.note(func, args, kwargs)
             if not self.tape.sized_by_data and sized_by_values(func, args, kwargs, self.tape.constants):

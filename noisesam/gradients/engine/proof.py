@@ -208,7 +208,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
         return _different(f"it does not go through with a row for every example: {first_line(error)}")
-    heard = loudness(point, gradient)
+    heard, rewrites = loudness(point, gradient), point.tape.rewrites
     if point.tape.sized_by_data:
         return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
     if not bool(point.logits.isfinite().all()):
@@ -238,7 +238,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return _different(f"it does not go through at perturbed weights: {first_line(error)}")
-    verdict = Verdict(True, prefers_second=engine.prefers_second, trace=point.tape.trace)
+    verdict = Verdict(True, prefers_second=engine.prefers_second, trace=point.tape.trace, rewrites=rewrites)
     return Comparison(verdict, heard)
 
 

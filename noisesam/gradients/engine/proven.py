@@ -3,7 +3,7 @@
 Batches of one shape may be computed otherwise: a branch that the data decide, an attribute that was switched, tokens cut off.
 Each way has a verdict of its own. And a use of a parameter that was silent in the proof, its gradient zero for every example
 that was looked at (an input of zeros, a gate that was shut), was compared with nothing: as soon as it speaks, its examples
-are compared.
+are compared. So they are when a hook on an activation begins to change its gradient, or ceases to.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class ProvenEngine(Engine):
                 if reason:
                     break
                 if verdict.prefers_second == self._fast.prefers_second:
-                    return _ListeningPoint(point, self, inputs, verdict.silent) if verdict.silent else point
+                    listen = verdict.silent or point.tape.hooked
+                    return _ListeningPoint(point, self, inputs, verdict.silent) if listen else point
                 self._fast.prefers_second = verdict.prefers_second
                 state.restore()
                 continue
@@ -121,16 +122,16 @@ class ProvenEngine(Engine):
         raise EngineChangedError(self.model, reason)
 
     def heed(self, point: TapedPoint, inputs: Inputs, gradient: PerExampleGradient) -> None:
-        """Prove the model again on the examples of which a use speaks that was silent before.
+        """Prove the model again on the examples of which a use speaks that was silent before, or with a hook at work.
 
         Raises:
             EngineChangedError: The proof fails there.
         """
         speaking = loudest(loudness(point, gradient, self._verdicts[point.tape.trace].reused))
-        if not speaking:
+        if not speaking and point.tape.rewrites == self._verdicts[point.tape.trace].rewrites:
             return
         verdict, trace = prove(FastEngine(self.model, self.parameters), inputs, speaking.values()), point.tape.trace
-        if verdict is None or verdict.trace != trace or not verdict.fast:
+        if verdict is None or verdict.trace != trace or not verdict.fast or verdict.rewrites != point.tape.rewrites:
             reason = (verdict.reason if verdict is not None else "") or "it goes another way at every call"
             self._verdicts[trace] = Verdict(False, reason, trace=trace)
             self._fall_back(inputs, reason)

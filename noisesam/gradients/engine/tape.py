@@ -52,6 +52,10 @@ class Tape:
         """What the model has called, and what shapes the rules have met, as one number: equal where a proof holds again."""
         self.sized_by_data = ""
         """The function, if any, by which the data decide how many positions a layer sees."""
+        self.hooked = False
+        """Whether the model has registered a hook on a tensor."""
+        self.rewrites = 0
+        """How many such hooks have put another gradient in the place of theirs, in the last pull-back."""
         self.heard_of: Container[Use] = ()
         """The uses of parameters whose norms a pull-back tells."""
         self.use_norms: dict[Use, Tensor] = {}
@@ -78,7 +82,7 @@ class Tape:
         before = self.recording, self.sharing, self.perturbed_passes
         self.recording, self.sharing, self.perturbed_passes = recording, sharing, perturbed_passes
         self._places.clear()
-        self.use_norms = {}
+        self.use_norms, self.rewrites = {}, 0
         try:
             yield
         finally:
@@ -107,6 +111,17 @@ class Tape:
         if kwargs:
             plain += [(name, _plain(value)) for name, value in kwargs.items()]
         self.trace = hash((self.trace, function, *plain, *(tensor.shape for tensor in tensors)))
+
+    def watched(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+        """Return a hook of the model's that tells when it puts another gradient in the place of its own."""
+        self.hooked = True
+
+        def watch(gradient: Tensor) -> Tensor | None:
+            other = hook(gradient)
+            self.rewrites += other is not None
+            return other
+
+        return watch
 
     def name(self, parameter: Tensor) -> str:
         """Return the parameter's name."""

@@ -25,6 +25,8 @@ class Verdict:
     """Which guess of `layout` holds where the shapes leave two."""
     trace: int = 0
     """What the model called while it was proven (`Tape.trace`): it holds for what goes the same way."""
+    rewrites: int = 0
+    """How many hooks on tensors put another gradient in the place of theirs."""
     silent: frozenset[Use] = frozenset()
     """The uses of parameters whose gradient was next to nothing wherever it was compared."""
     mute: frozenset[Use] = frozenset()
