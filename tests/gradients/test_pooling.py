@@ -112,6 +112,60 @@ def test_gradients_have_gradients(kind):
     torch.testing.assert_close(second(in_quick_order(plain)), second(plain), rtol=1e-14, atol=0)
 
 
+def large_images(dtype: torch.dtype = torch.float32, *, sides: tuple[int, int] = (16, 24), tied: bool = False) -> Tensor:
+    values = torch.randn(EXAMPLES, CHANNELS, *sides, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return (2 * values).round() if tied else values
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["distinct", "tied"])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"ceil_mode": True}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_largest_of_two_by_two_is_torch_s_to_the_bit(dtype, options, tied):
+    x = large_images(dtype, tied=tied).requires_grad_()
+    wanted = functional.max_pool2d(x, 2, **options)
+    with Orders() as orders:
+        found = in_quick_order(functional.max_pool2d)(x, 2, **options)
+        with torch.no_grad():
+            assert torch.equal(in_quick_order(functional.max_pool2d)(x, 2, **options), wanted)
+    assert orders.found == []  # without torch's own pooling
+    assert torch.equal(found, wanted)
+    assert found.stride() == wanted.stride()
+    dy = torch.randn_like(wanted)
+    (dx,), (expected,) = torch.autograd.grad(found, x, dy), torch.autograd.grad(wanted, x, dy)
+    assert torch.equal(dx, expected)
+    assert dx.stride() == expected.stride()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_the_largest_of_two_by_two_among_what_is_not_finite(value):
+    x = large_images()
+    x[0, 0, :5, :3] = value
+    x.requires_grad_()
+    found, wanted = in_quick_order(functional.max_pool2d)(x, 2), functional.max_pool2d(x, 2)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    dy = torch.ones_like(wanted)
+    (dx,), (expected,) = torch.autograd.grad(found, x, dy), torch.autograd.grad(wanted, x, dy)
+    assert torch.equal(dx, expected)
+
+
+@pytest.mark.parametrize("options", [{"stride": 1}, {"padding": 1}, {"dilation": 2}], ids=str)
+def test_other_windows_and_odd_sides_are_left_to_torch(options):
+    for x, more in ((large_images(), options), (large_images(sides=(17, 16)), {}), (large_images(sides=(16, 17)), {})):
+        with Orders() as orders:
+            found = in_quick_order(functional.max_pool2d)(x, 2, **more)
+        assert orders.found == [("largest", True)]
+        assert torch.equal(found, functional.max_pool2d(x, 2, **more))
+
+
+def test_gradients_of_the_largest_of_two_by_two_have_gradients():
+    def second(pool) -> Tensor:
+        x = large_images(torch.float64).requires_grad_()
+        (first,) = torch.autograd.grad(pool(x, 2).pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.pow(2).sum(), x)[0]
+
+    torch.testing.assert_close(second(in_quick_order(functional.max_pool2d)), second(functional.max_pool2d), rtol=1e-14, atol=0)
+
+
 class Pooled(nn.Module):
     """A layer with weights around each kind of pooling, called as people call them."""
 

@@ -112,11 +112,11 @@ class Tape:
             plain += [(name, _plain(value)) for name, value in kwargs.items()]
         self.trace = hash((self.trace, function, *plain, *(tensor.shape for tensor in tensors)))
 
-    def watched(self, hook: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+    def watched(self, hook: Callable[..., Any]) -> Callable[[Tensor], Any]:
         """Return a hook of the model's that tells when it puts another gradient in the place of its own."""
         self.hooked = True
 
-        def watch(gradient: Tensor) -> Tensor | None:
+        def watch(gradient: Tensor) -> Any:
             other = hook(gradient)
             self.rewrites += other is not None
             return other
