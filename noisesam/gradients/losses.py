@@ -171,11 +171,14 @@ class CallableLoss(Loss):
             return torch.autograd.grad(losses.sum(), leaf)[0].detach()
 
     def _refuse_mixing(self, losses: Tensor, leaf: Tensor, targets: Tensor) -> None:
-        """Look once whether the first example's loss depends on the logits of others, be it by numbers without a gradient."""
+        """Look once whether an example's loss depends on others' logits or targets, be it by numbers without a gradient."""
         (first,) = torch.autograd.grad(losses[0], leaf, retain_graph=True)
-        own, among_copies = losses[0].detach(), self(leaf.detach()[:1].expand_as(leaf).clone(), targets)[0].detach()
-        apart = (among_copies - own).abs() > 1000 * torch.finfo(own.dtype).eps * own.abs()
-        if bool((first[1:] != 0).any()) or bool(apart):
+        mixes = bool((first[1:] != 0).any())
+        for row, own in enumerate(losses.detach()):
+            copies = torch.full((len(leaf),), row, device=leaf.device)
+            among_copies = self(leaf.detach()[copies], targets[copies])[row].detach()
+            mixes |= bool((among_copies - own).abs() > 1000 * torch.finfo(own.dtype).eps * own.abs())
+        if mixes:
             raise InputError(
                 f"The loss {self.name!r} mixes the examples of a batch: that of one depends on the logits of others",
                 expected="a loss i that depends on logits i alone: a per-example gradient is not defined otherwise",

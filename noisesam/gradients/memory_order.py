@@ -47,3 +47,30 @@ class _Reordered(Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         return grad_outputs[0].contiguous(memory_format=ctx.before), None
+
+
+def laid_out(values: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return the same values with their axes in the order of memory that these strides tell; themselves if they lie so."""
+    if len(strides) != values.dim() or _order(values.shape, strides) == _order(values.shape, values.stride()):
+        return values
+    return _LaidOut.apply(values, strides)  # pyright: ignore[reportReturnType]
+
+
+def _order(shape: torch.Size, strides: tuple[int, ...]) -> list[int]:
+    """Return the axes that have more than one entry, the one whose entries are furthest apart first."""
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    return sorted(axes, key=lambda axis: -strides[axis])
+
+
+class _LaidOut(Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, strides: tuple[int, ...]) -> Tensor:
+        del ctx
+        outer_first = sorted(range(values.dim()), key=lambda axis: -strides[axis])
+        dense = values.permute(outer_first).contiguous()
+        return dense.permute([outer_first.index(axis) for axis in range(values.dim())])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        del ctx
+        return grad_outputs[0], None

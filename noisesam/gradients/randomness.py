@@ -37,6 +37,11 @@ class RandomState:
         """The accelerators whose generators are among them."""
         return [device for device, _ in self.devices]
 
+    def holds(self) -> bool:
+        """Whether nothing has been drawn from torch's generators since."""
+        on_devices = all(torch.equal(torch.cuda.get_rng_state(device), state) for device, state in self.devices)
+        return on_devices and torch.equal(torch.get_rng_state(), self.cpu)
+
     def restore(self) -> None:
         """Put the copied state back, so that the next pass draws what the pass after `capture` drew."""
         torch.set_rng_state(self.cpu)

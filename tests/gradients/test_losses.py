@@ -115,14 +115,21 @@ def test_an_unknown_loss_names_the_nearest():
         resolve("crossentropy")
 
 
+def hardest(losses: torch.Tensor) -> torch.Tensor:
+    """Keep the four largest losses of five."""
+    return losses * (losses >= losses.detach().topk(4).values[-1])
+
+
 @pytest.mark.parametrize("method", ["1-sam", "sgd"])
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         (lambda f, _: f.detach().sum(1), "no gradient at the logits.*detach"),
         (lambda f, _: (f - f.mean(0)).square().sum(1), "mixes the examples of a batch.*Remove what computes"),
+        (lambda f, y: hardest(torch.nn.functional.cross_entropy(f, y, reduction="none")), "mixes the examples of a batch"),
+        (lambda f, y: torch.nn.functional.cross_entropy(f, y, reduction="none") / y.bincount()[y], "mixes the examples"),
     ],
-    ids=["detached", "mixing"],
+    ids=["detached", "mixing", "the hardest alone", "balanced within the batch"],
 )
 def test_a_loss_without_a_residual_of_its_own_is_refused(function, message, method):
     model = torch.nn.Linear(4, 3)

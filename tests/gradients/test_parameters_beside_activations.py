@@ -71,11 +71,31 @@ LOOKED_UP = {
 }
 
 
+ALIASES = {
+    name: ((WIDTH,), lambda h, p, name=name: getattr(torch, name)(2 + h, 2 + p.tanh()))
+    for name in ("subtract", "multiply", "divide", "hypot", "atan2", "logaddexp", "fmax", "fmin", "xlogy", "copysign")
+}
+POSITIONS_FIRST = {
+    "a vector beside positions first": ((WIDTH,), lambda h, p: (h.transpose(0, 1) + p).transpose(0, 1)),
+    "a table beside positions first": ((POSITIONS, 1, WIDTH), lambda h, p: (h.transpose(0, 1) + p).transpose(0, 1)),
+    "one row beside positions first": ((1, 1, WIDTH), lambda h, p: (h.transpose(0, 1) * p).transpose(0, 1)),
+}
+
+
 @pytest.mark.parametrize("examples", [1, EXAMPLES, POSITIONS])  # as many as positions: shapes alone cannot tell
-@pytest.mark.parametrize("way", EXPANDED | IN_PLACE | VECTORS | LOOKED_UP)
+@pytest.mark.parametrize("way", EXPANDED | IN_PLACE | VECTORS | LOOKED_UP | ALIASES)
 def test_a_free_parameter_meets_activations(way, examples):
-    shape, meet = (EXPANDED | IN_PLACE | VECTORS | LOOKED_UP)[way]
+    shape, meet = (EXPANDED | IN_PLACE | VECTORS | LOOKED_UP | ALIASES)[way]
     model, x = Beside(shape, meet), torch.randn(examples, POSITIONS, WIDTH)
+    with torch.no_grad():
+        model(x)
+    check(model, x)
+
+
+@pytest.mark.parametrize("way", POSITIONS_FIRST)
+def test_a_free_parameter_meets_activations_whose_positions_come_first(way):
+    shape, meet = POSITIONS_FIRST[way]
+    model, x = Beside(shape, meet), torch.randn(EXAMPLES, POSITIONS, WIDTH)
     with torch.no_grad():
         model(x)
     check(model, x)

@@ -326,6 +326,18 @@ def test_a_reverse_pass_that_scales_is_linear():
     assert error(Hooked(lambda gradient: -0.3 * gradient).double(), normal(4, 5)) <= 1e-12
 
 
+def test_a_layer_in_another_precision_rounds_and_is_linear_all_the_same():
+    class Rounded(Routed):
+        def __init__(self):
+            super().__init__()
+            self.experts[0].float()
+
+        def forward(self, x):
+            return self.h(torch.tanh(self.experts[0](x.float())).double())
+
+    assert error(Rounded(), normal(4, 5)) <= 1e-6  # of float32
+
+
 class LooksFirst(Hooked):
     """Registers its hook at every call, which looks only, or not at all, until it is told to change something."""
 

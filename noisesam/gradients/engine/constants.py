@@ -11,6 +11,8 @@ from torch import Tensor
 
 from noisesam.gradients.engine.arguments import tensors_in
 
+_DRAWN = {"randperm", "randint", "randint_like", "multinomial"}
+
 
 class Constants:
     """Those of one evaluation, known by identity as long as nobody writes to them."""
@@ -39,6 +41,8 @@ class Constants:
                 return function(*args, **kwargs)
             held = held or self.holds(value)
         result = function(*args, **kwargs)
+        if getattr(function, "__name__", "") in _DRAWN:
+            return result  # other rows are chosen by it in every pass
         for value in tensors_in((result,)):
             self._add(value, held)
         return result

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from noisesam.gradients.batch import Inputs, batch_size
+from noisesam.gradients.batch import Inputs, batch_size, devices_of
 from noisesam.gradients.engine import rules
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.interception import Interception
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point
+from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import evaluate
 from noisesam.gradients.traversal import modules_of
 
@@ -46,7 +48,10 @@ class FastEngine(Engine):
         constants = Constants(self._held())
         tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume, constants)
         tape.perturbed_passes = perturbed_passes
+        devices = devices_of(self.model) if before is None else ()
+        start = RandomState.capture(devices) if before is None else None
         output = evaluate(self.model, inputs, under=Interception(tape))
+        tape.draws = start is not None and not start.holds()
         return TapedPoint(tape, output, self.parameters)
 
     def _held(self) -> Iterator[Tensor]:
@@ -70,7 +75,11 @@ class TapedPoint(Point):
     def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
         """Pull back without forming any shared weight gradient."""
         with self.tape.mode(recording=True, sharing=False, perturbed_passes=perturbed_passes):
-            self._pull_back(cotangent, keep)
+            found = self._pull_back(cotangent, keep)
+            # No rule has returned one: what there is comes from a use that no rule has seen.
+            unseen = [name for name, gradient in zip(self.parameters, found, strict=True) if gradient is not None]
+            if unseen:
+                raise UnsupportedParameterUse(f"{unseen[0]!r} is used by something that is no function of torch")
             self.tape.lead_back()
             return self.tape.take_gradient()
 
@@ -93,6 +102,7 @@ class TapedPoint(Point):
     def _pull_back(self, cotangent: Tensor, keep: bool) -> tuple[Tensor | None, ...]:
         if not self.output.requires_grad:
             return (None,) * len(self.parameters)
+        self.tape.rewrites = 0
         with torch.autocast(self.output.device.type, enabled=False):
             self.tape.forget_derived()
             return torch.autograd.grad(

@@ -13,7 +13,7 @@ from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.data_sizes import sized_by_values
 from noisesam.gradients.engine.pooling import in_quick_order
 from noisesam.gradients.engine.tape import Tape
-from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse, mark_as_of_a_function
 from noisesam.gradients.frozen_batch_norm import as_arithmetic
 from noisesam.gradients.recomputation import refuse_recomputation
 
@@ -88,19 +88,36 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = tensors_in((args, kwargs) if kwargs else args)
         parameter = self.tape.first_tracked(tensors)
+        self.tape.way.step(func, args, kwargs, tensors, shapes=parameter is not None)
+        try:
+            result = self._result(func, args, kwargs, tensors, parameter)
+        except FAILURES as error:
+            mark_as_of_a_function(error)
+            raise
+        self.tape.way.made(func, args, result)
+        return result
+
+    def _result(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+        parameter: Tensor | None,
+    ) -> Any:
         if func is torch.Tensor.register_hook and parameter is None and callable(args[-1]):
             args = (*args[:-1], self.tape.watched(args[-1]))
         if parameter is None:
-            self.tape.note(func, args, kwargs)
             if not self.tape.sized_by_data and sized_by_values(func, args, kwargs, self.tape.constants):
                 self.tape.sized_by_data = _describe(func)
             return self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs, tensors)
-        self.tape.note(func, args, kwargs, tensors)
         refuse_recomputation()
         rule, reason = _RULES.get(func), None
         if rule is not None and not (func in _NEEDS_ACTIVATION and self._all_weights(tensors)):
             try:
-                return rule(self.tape, func, *args, **kwargs)
+                made = rule(self.tape, func, *args, **kwargs)
+                own = isinstance(made, Tensor) and not any(made is value for value in tensors)
+                return self.tape.in_order(made) if own else made
             except UnsupportedParameterUse as unsupported:
                 reason = str(unsupported)  # the exception itself would hold this frame, and the model's with it
         result, derived = self.tape.derive(func, args, kwargs)

@@ -13,6 +13,7 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.terms import close, fixed_cotangent, rounding_tolerance
+from noisesam.gradients.engine.unsupported import FAILURES
 from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import evaluate
 
@@ -97,7 +98,7 @@ def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
     leaves: list[Tensor] = []
     try:
         output = evaluate(model, _with_gradients(inputs, leaves))
-    except (RuntimeError, TypeError, ValueError, IndexError):
+    except FAILURES:
         if size == 1:
             return False  # a model for one example at a time
         raise

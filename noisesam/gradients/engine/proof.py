@@ -40,7 +40,7 @@ from noisesam.gradients.engine.terms import (
     rounding_tolerance,
 )
 from noisesam.gradients.engine.twins import Twins, twins_of, weights_of_rows
-from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
 from noisesam.gradients.engine.verdict import Comparison, Everything, Verdict, loudness
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import movable
@@ -137,7 +137,7 @@ def _alone(engine: FastEngine, inputs: Inputs, rows: Iterable[int], state: Rando
         return found
     except (InputError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except FAILURES as error:
         raise InputError(
             f"{type(engine.model).__name__} runs on the batch, but not on one of its examples alone: {first_line(error)}",
             expected="a forward pass for any number of examples: each has an output of its own",
@@ -197,6 +197,9 @@ def _refuse_gradients_on_the_way(model: nn.Module) -> None:
 
 def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | None:
     """Compare what the engine finds in the batch with plain autograd."""
+    hooked = [name for name, parameter in engine.parameters.items() if parameter._backward_hooks]
+    if hooked:
+        return _different(f"{hooked[0]!r} has a hook, which is to see the gradient of the weight itself")
     try:
         point = engine.at(inputs)
         point.tape.heard_of = Everything()
@@ -205,7 +208,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
         return _different(str(reason))
     except (InputError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except FAILURES as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
         return _different(f"it does not go through with a row for every example: {first_line(error)}")
     heard, rewrites = loudness(point, gradient), point.tape.rewrites
@@ -236,7 +239,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
         return _different(str(reason))
     except (InputError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except FAILURES as error:
         return _different(f"it does not go through at perturbed weights: {first_line(error)}")
     verdict = Verdict(True, prefers_second=engine.prefers_second, trace=point.tape.trace, rewrites=rewrites)
     return Comparison(verdict, heard)

@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
+from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, devices_of
 from noisesam.gradients.engine.fast import FastEngine, TapedPoint
 from noisesam.gradients.engine.perturbed_proof import agrees_for_all_examples
 from noisesam.gradients.engine.proof import prove
 from noisesam.gradients.engine.slower import Known, slower
 from noisesam.gradients.engine.tape import Use
-from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse, is_of_a_function
 from noisesam.gradients.engine.verdict import Verdict, loudest, loudness
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.per_example_gradient import AlongOwnGradient, PerExampleGradient
@@ -86,14 +88,20 @@ class ProvenEngine(Engine):
                 trace = point.tape.trace
             except UnsupportedParameterUse as unsupported:
                 reason = str(unsupported)
+            except (InputError, torch.OutOfMemoryError):
+                raise
+            except FAILURES as error:
+                if not is_of_a_function(error):
+                    raise
+                # The model may run all the same: it is a row for every example that it does not take on this way.
+                reason = f"it does not go through with a row for every example: {first_line(error)}"
             verdict = self._verdict(inputs, trace)
             if point is not None and verdict is not None and verdict.fast and trace == verdict.trace:
                 reason = self._unlike_alone(inputs, verdict, perturbation or {})
                 if reason:
                     break
                 if verdict.prefers_second == self._fast.prefers_second:
-                    listen = verdict.silent or point.tape.hooked
-                    return _ListeningPoint(point, self, inputs, verdict.silent) if listen else point
+                    return _ListeningPoint(point, self, inputs, verdict.silent)
                 self._fast.prefers_second = verdict.prefers_second
                 state.restore()
                 continue
@@ -114,7 +122,7 @@ class ProvenEngine(Engine):
                     inputs, perturbation, previous=previous, consume=consume, perturbed_passes=perturbed_passes
                 )
                 if moved.tape.trace == previous.tape.trace:
-                    return moved
+                    return _MovedPoint(moved, self)
                 reason = "it goes another way at w + eps than at w"
             except UnsupportedParameterUse as unsupported:
                 reason = str(unsupported)
@@ -131,11 +139,13 @@ class ProvenEngine(Engine):
         if not speaking and point.tape.rewrites == self._verdicts[point.tape.trace].rewrites:
             return
         verdict, trace = prove(FastEngine(self.model, self.parameters), inputs, speaking.values()), point.tape.trace
-        if verdict is None or verdict.trace != trace or not verdict.fast or verdict.rewrites != point.tape.rewrites:
-            reason = (verdict.reason if verdict is not None else "") or "it goes another way at every call"
-            self._verdicts[trace] = Verdict(False, reason, trace=trace)
-            self._fall_back(inputs, reason)
-            raise EngineChangedError(self.model, reason)
+        if verdict is not None and verdict.trace == trace and verdict.fast:
+            self.refuse_other_rewrites(point, verdict)
+        if verdict is None or verdict.trace != trace or not verdict.fast:
+            self.unsupported(
+                inputs, point, (verdict.reason if verdict is not None else "") or "it goes another way at every call"
+            )
+            return
         # What was asked for is settled, also where the proof, which drops nothing, does not hear it.
         before, settled = self._verdicts[trace], set(speaking)
         silent, mute = before.silent & verdict.silent - settled, before.mute & verdict.mute - settled
@@ -144,6 +154,28 @@ class ProvenEngine(Engine):
         if verdict.prefers_second != self._fast.prefers_second:
             self._fast.prefers_second = verdict.prefers_second
             raise EngineChangedError(self.model, "its layout has shown itself")
+
+    def refuse_other_rewrites(self, point: TapedPoint, verdict: Verdict | None = None) -> None:
+        """Refuse hooks that change the gradients of this reverse pass, and not those of the proof, or the other way round."""
+        verdict = verdict or self._verdicts.get(point.tape.trace)
+        proven = 0 if verdict is None else verdict.rewrites
+        if point.tape.rewrites != proven:
+            raise InputError(
+                f"Hooks on activations of {type(self.model).__name__} change the gradients of some reverse passes alone: "
+                f"{point.tape.rewrites} in this one, {proven} where the model was proven",
+                expected="a reverse pass that is linear in the gradient that it is given",
+                remedy="Clip the gradient of the step in place of those on the way back.",
+            )
+
+    def unsupported(self, inputs: Inputs, point: TapedPoint, reason: str) -> None:
+        """Have the slower engine take over in the middle of a step.
+
+        Raises:
+            EngineChangedError: Always.
+        """
+        self._verdicts[point.tape.trace] = Verdict(False, reason, trace=point.tape.trace)
+        self._fall_back(inputs, reason)
+        raise EngineChangedError(self.model, reason)
 
     def _unlike_alone(self, inputs: Inputs, verdict: Verdict, perturbation: Mapping[str, Factor]) -> str:
         """Return why a perturbation is not the fast engine's; every example is run alone where the proof knows too little."""
@@ -183,7 +215,7 @@ def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor]) -> bool:
 
 
 class _ListeningPoint(TapedPoint):
-    """An evaluation at w whose pull-backs tell when a use of a parameter speaks that was silent in the proof."""
+    """An evaluation at w whose pull-backs tell of what the proof has not heard: a silent use, a hook, a use without a rule."""
 
     def __init__(self, point: TapedPoint, engine: ProvenEngine, inputs: Inputs, silent: frozenset[Use]) -> None:
         super().__init__(point.tape, point.output, point.parameters)
@@ -192,7 +224,11 @@ class _ListeningPoint(TapedPoint):
 
     def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
         """Pull back without forming any shared weight gradient."""
-        gradient = super().per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
+        try:
+            gradient = super().per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
+        except UnsupportedParameterUse as unsupported:
+            self._engine.unsupported(self._inputs, self, str(unsupported))
+            raise
         self._engine.heed(self, self._inputs, gradient)
         return gradient
 
@@ -202,4 +238,31 @@ class _ListeningPoint(TapedPoint):
         """Return the summed and the per-example gradients from one reverse pass."""
         found = super().both_gradients(cotangent, keep=keep, perturbed_passes=perturbed_passes)
         self._engine.heed(self, self._inputs, found[1])
+        return found
+
+    def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
+        """Pull back to the shared weights."""
+        found = super().sum_gradient(cotangent, keep=keep)
+        if not self.tape.recording:  # else `heed` looks, which proves once more before it refuses
+            self._engine.refuse_other_rewrites(self)
+        return found
+
+
+class _MovedPoint(TapedPoint):
+    """An evaluation at w + eps_i whose hooks have to do what they do in the proof."""
+
+    def __init__(self, point: TapedPoint, engine: ProvenEngine) -> None:
+        super().__init__(point.tape, point.output, point.parameters)
+        self._engine = engine
+
+    def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
+        """Pull back to the shared weights."""
+        found = super().sum_gradient(cotangent, keep=keep)
+        self._engine.refuse_other_rewrites(self)
+        return found
+
+    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
+        """Pull back without forming any shared weight gradient."""
+        found = super().per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
+        self._engine.refuse_other_rewrites(self)
         return found

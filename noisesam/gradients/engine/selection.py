@@ -111,13 +111,14 @@ def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: In
             type(module),
             module.training,
             module._compiled_call_impl is None,
-            len(module._backward_hooks),
-            len(module._backward_pre_hooks),
+            *module._backward_hooks,  # each has a number that none has had before
+            "before",
+            *module._backward_pre_hooks,
         )
         for module in modules_of(model)
     )
     device = next(iter(parameters.values())).device.type
-    own = tuple((id(parameter), bool(parameter._backward_hooks)) for parameter in parameters.values())
+    own = tuple((id(parameter), *(parameter._backward_hooks or ())) for parameter in parameters.values())
     return shapes, modes, own, torch.is_autocast_enabled(device)
 
 

@@ -52,7 +52,8 @@ def slower(
             expected="a rule for every use of a trainable parameter",
             remedy="Use engine='auto', which falls back on an exact, slower engine.",
         )
-    missed = known.missed.get(signature)
+    hooked = [name for name, parameter in parameters.items() if parameter._backward_hooks]
+    missed = f"a call with other weights misses the hook of {hooked[0]!r}" if hooked else known.missed.get(signature)
     if missed is None:
         missed = what_the_reference_misses(model, parameters, inputs)
         if missed is not None:

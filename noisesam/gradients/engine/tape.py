@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.derived_weights import DerivedWeights
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
+from noisesam.gradients.engine.way import Way
 from noisesam.gradients.factors import Dense, Factor, combine
+from noisesam.gradients.memory_order import laid_out
 from noisesam.gradients.per_example_gradient import PerExampleGradient
-
-_NO_WAY = {torch.Tensor.register_hook, torch.Tensor.retain_grad, torch._C._set_grad_enabled}
-"""Who looks at gradients from a step on changes no way, nor does a block without gradients that puts back what was before."""
-
 
 Use = tuple[str, int]
 """A parameter's name, and which of the contributions to its gradient, or to that of a weight derived from it, is meant, in the
@@ -48,8 +46,11 @@ class Tape:
         self.sharing = True
         self.perturbed_passes = 2
         """How many passes at the examples' own weights may follow: 0, 1 (forward) or 2 (forward and back)."""
-        self.trace = 0
-        """What the model has called, and what shapes the rules have met, as one number: equal where a proof holds again."""
+        self.way = Way()
+        self.orders: list[tuple[int, ...]] = []
+        """The strides of what the rules have returned, call by call."""
+        self.draws = False
+        """Whether the pass at w has drawn random numbers."""
         self.sized_by_data = ""
         """The function, if any, by which the data decide how many positions a layer sees."""
         self.hooked = False
@@ -76,13 +77,18 @@ class Tape:
         self.constants = constants or Constants()
         self._derived = DerivedWeights(self.constants)
 
+    @property
+    def trace(self) -> int:
+        """What the model has called, with what, and the shapes that the rules have met: equal where a proof holds again."""
+        return self.way.number
+
     @contextmanager
     def mode(self, *, recording: bool, sharing: bool, perturbed_passes: int = 2) -> Iterator[None]:
         """Say for the length of a block what a pull-back forms; an exception leaves no half of a record behind."""
         before = self.recording, self.sharing, self.perturbed_passes
         self.recording, self.sharing, self.perturbed_passes = recording, sharing, perturbed_passes
         self._places.clear()
-        self.use_norms, self.rewrites = {}, 0
+        self.use_norms = {}
         try:
             yield
         finally:
@@ -101,24 +107,22 @@ class Tape:
                 return value
         return None
 
-    def note(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor] = ()
-    ) -> None:
-        """Take a call into the trace, unless that computes nothing: with the numbers that choose axes, sizes and places."""
-        if function in _NO_WAY:
-            return
-        plain = [part for value in args if (part := _plain(value)) is not None]
-        if kwargs:
-            plain += [(name, _plain(value)) for name, value in kwargs.items()]
-        self.trace = hash((self.trace, function, *plain, *(tensor.shape for tensor in tensors)))
+    def in_order(self, result: Tensor) -> Tensor:
+        """Return what a rule has made, at w + eps_i as it lay at w: a mask is drawn in the order of memory."""
+        self.orders.append(result.stride())
+        before = self._previous
+        if before is None or not before.draws or len(before.orders) < len(self.orders):
+            return result
+        return laid_out(result, before.orders[len(self.orders) - 1])
 
     def watched(self, hook: Callable[..., Any]) -> Callable[[Tensor], Any]:
         """Return a hook of the model's that tells when it puts another gradient in the place of its own."""
         self.hooked = True
 
         def watch(gradient: Tensor) -> Any:
+            version = gradient._version
             other = hook(gradient)
-            self.rewrites += other is not None
+            self.rewrites += other is not None or gradient._version != version
             return other
 
         return watch
@@ -236,21 +240,6 @@ class Tape:
         arranged = _written_channels_last(kernel, dtype)
         self._channels_last[id(kernel)] = (kernel, arranged, kernel._version)
         return arranged
-
-
-def _plain(value: Any) -> Any:
-    """Return what of an argument is no tensor and no fraction, in a form that can be hashed; None where nothing is.
-
-    Fractions are left out: rates and temperatures may change from step to step, and choose nothing.
-    """
-    kind = type(value)
-    if kind is int or kind is bool or kind is str:
-        return value
-    if kind is tuple or kind is list or isinstance(value, (tuple, list)):
-        return tuple(_plain(part) for part in value)
-    if kind is slice:
-        return _plain(value.start), _plain(value.stop), _plain(value.step)
-    return None
 
 
 @dataclass(frozen=True)

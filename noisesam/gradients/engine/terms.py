@@ -46,8 +46,11 @@ class WithoutDropout(TorchFunctionMode):
     ) -> Any:
         """Pass the input on where it would be masked."""
         kwargs = kwargs or {}
-        if func in DROPOUTS:
-            return args[0] if args else kwargs["input"]
+        if func in DROPOUTS and drops(func, args, kwargs):
+            values = args[0] if args else kwargs["input"]
+            # Another tensor, as where something is dropped: what is written to it later is not written to the values.
+            in_place = func is torch.dropout_ or kwargs.get("inplace", args[3] if len(args) > 3 else False)
+            return values if in_place else values.clone()
         if func is torch.nn.functional.scaled_dot_product_attention:
             args, kwargs = args[:4], {name: value for name, value in kwargs.items() if name != "dropout_p"}
         if func is torch.nn.functional.multi_head_attention_forward:

@@ -18,8 +18,8 @@ from noisesam.gradients.losses import accurate
 from noisesam.gradients.plain import named_plain_gradients, whole_norm
 from noisesam.gradients.recomputation import evaluate
 
-SMALLER = 1000
-"""How much smaller a gradient is sent back to see whether the reverse pass is linear."""
+SMALLER = 1024
+"""How much smaller a gradient is sent back to see if the reverse pass is linear: by a power of two roundings scale, too."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 _NAMES = (
     "add", "sub", "mul", "div", "true_divide", "pow", "maximum", "minimum", "where", "addcmul", "addcdiv", "lerp", "clamp",
     "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "__pow__", "__rpow__",
+    "subtract", "multiply", "divide", "hypot", "atan2", "arctan2", "logaddexp", "fmax", "fmin", "xlogy", "copysign",
     "add_", "sub_", "mul_", "div_", "addcmul_", "addcdiv_", "lerp_", "__iadd__", "__isub__", "__imul__", "__itruediv__",
 )  # fmt: skip
 _FUNCTIONS = [getattr(place, name) for place in (torch, torch.Tensor) for name in _NAMES if hasattr(place, name)]
@@ -41,6 +42,10 @@ def _broadcast(tape: Tape, parameter: Tensor, shape: torch.Size) -> Tensor:
     """Return the lifted parameter, its axes where broadcasting with the activations' shape would have put them."""
     n, dims = tape.examples, len(shape)
     inner = parameter.shape
+    if dims >= 2 and len(inner) <= dims and shape[1] == n and (shape[0] % n or tape.prefers_second):  # positions first
+        whole = (*[1] * (dims - len(inner)), *inner)
+        if whole[1] == 1:
+            return lift(tape, parameter).reshape(n, *whole).squeeze(2).transpose(0, 1)
     if len(inner) == dims and inner[0] == 1:
         inner = inner[1:]
     if dims == 0 or shape[0] % n or len(inner) >= dims:
