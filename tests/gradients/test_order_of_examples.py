@@ -67,6 +67,9 @@ MEANS = {
     "an array's memory": lambda x, order: x[torch.from_numpy(order.numpy())],
     "a list": lambda x, order: x[order.tolist()],
     "a tensor of fractions": lambda x, order: x[torch.tensor([float(i) for i in order]).argsort().argsort()],
+    "a tensor of an array's fractions": lambda x, order: x[
+        torch.tensor([*order.numpy().astype("float32")]).argsort().argsort()
+    ],
     "single numbers": lambda x, order: torch.stack([x[i] for i in order]),
     "slices by single numbers": lambda x, order: torch.cat([x[i : i + 1] for i in order]),
     "rows taken apart": lambda x, order: torch.stack([x.unbind(0)[i] for i in order.tolist()]),
@@ -179,6 +182,30 @@ def test_what_computes_alike_goes_one_way_whatever_its_fractions_and_copies():
         return (call(torch.add, x, call(torch.mul, held, temperature)), found.number)[1]
 
     assert way(0.5, torch.randn(4, 5)) == way(0.7, torch.randn(5, 4).t())
+
+
+@pytest.mark.parametrize(
+    "changing", [lambda step: 0.5 / step, lambda step: torch.tensor(0.5 / step), lambda step: torch.tensor([0.5 / step])]
+)
+def test_a_rate_that_changes_from_step_to_step_is_no_other_way(changing):
+    class Annealed(nn.Module):
+        rate = 0.0
+
+        def __init__(self):
+            super().__init__()
+            self.l, self.h = nn.Linear(5, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.h(torch.tanh(self.l(x)) * changing(self.rate))
+
+    model, x, seen = Annealed(), torch.randn(4, 5), []
+    model.l.register_forward_hook(lambda *_: seen.append(1))
+    passes = []
+    for model.rate in (1, 2, 3):
+        seen.clear()
+        mixed_point_gradient(model, x, LABELS, **ONE_SAM)
+        passes.append(len(seen))
+    assert passes[1:] == [2, 2]  # the first step has the proof beside
 
 
 def test_a_later_way_that_the_fast_engine_cannot_go_is_left_to_the_slower_one():

@@ -104,7 +104,10 @@ def _place(value: Any) -> Any:
 
 
 def _contents(value: Any) -> Any:
-    """Return the same of numbers of which a tensor is made, fractions among them: by their order they may choose rows."""
+    """Return the same of numbers of which a tensor is made, several fractions among them: by order they choose rows."""
     if isinstance(value, (tuple, list)):
-        return tuple(part if isinstance(part, float) else _contents(part) for part in value)
+        several = len(value) > 1
+        return tuple(
+            float(part) if several and isinstance(part, (float, numpy.floating)) else _contents(part) for part in value
+        )
     return _plain(value)
