@@ -243,7 +243,7 @@ def test_memory_is_read_alike_in_every_process():
 
 @pytest.mark.skipif(not products._quicker(), reason="here no product goes to oneDNN")
 def test_the_code_of_onednn_is_loaded_before_memory_is_counted(monkeypatch):
-    monkeypatch.setattr(products, "_mkl_is_at_home", lambda: False)  # where it has all large products to itself
+    monkeypatch.setattr(products, "mkl_is_at_home", lambda: False)  # where it has all large products to itself
     with Dispatched() as calls:
         memory._load_libraries()
     assert {"mkldnn._linear_pointwise.default", "aten.convolution_backward.default"} <= calls.names

@@ -12,7 +12,7 @@ from torch import nn
 
 from noisesam.bench.profiling import REVERSE, _Allocations
 from noisesam.gradients import mixed_point_gradient
-from noisesam.gradients.engine import engine_for
+from noisesam.gradients.engine import engine_for, products
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.proof import prove
 from noisesam.gradients.engine.rules.linear import product_factors
@@ -105,16 +105,22 @@ def test_weights_of_the_examples_are_gone_once_the_reverse_pass_is_through_their
 
 
 @pytest.mark.parametrize(
-    ("tokens", "sizes", "forms"),
+    ("tokens", "sizes", "forms", "elsewhere"),
     [
-        (1, (3, 2), "fff"),  # one position is an outer product
-        (6, (12, 12), "ppp"),  # as large as its factors
-        (9, (24, 24), "fpp"),  # four thirds
-        (6, (20, 20), "ffp"),  # five thirds
-        (5, (20, 20), "fff"),
+        (1, (3, 2), "fff", "fff"),  # one position is an outer product
+        (6, (12, 12), "ppp", "ppp"),  # as large as its factors
+        (9, (24, 24), "fpp", "fpp"),  # four thirds
+        (8, (24, 24), "ffp", "ffp"),  # three halves
+        (6, (20, 20), "ffp", "fff"),  # five thirds
+        (5, (20, 20), "fff", "fff"),
     ],
 )
-def test_a_product_is_formed_while_it_is_not_much_larger_than_its_factors(tokens, sizes, forms):
+@pytest.mark.parametrize("at_home", [True, False], ids=["where MKL is at home", "elsewhere"])
+def test_a_product_is_formed_while_it_is_not_much_larger_than_its_factors(
+    tokens, sizes, forms, elsewhere, at_home, monkeypatch
+):
+    monkeypatch.setattr(products, "mkl_is_at_home", lambda: at_home)
+    forms = forms if at_home else elsewhere
     left, right = torch.randn(2, tokens, sizes[0]), torch.randn(2, tokens, sizes[1])
     found = [product_factors(left, right, later_uses=uses) for uses in (0, 1, 2)]
     assert [type(one) for one in found] == [OuterProducts if form == "f" else Dense for form in forms]

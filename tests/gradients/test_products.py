@@ -31,7 +31,7 @@ def small_products_count_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def at_home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both sides of the choice, whatever processor runs the test."""
     found = request.param == "a processor of MKL's maker"
-    monkeypatch.setattr(products, "_mkl_is_at_home", lambda: found)
+    monkeypatch.setattr(products, "mkl_is_at_home", lambda: found)
     return found
 
 
@@ -101,7 +101,7 @@ def test_a_large_product_in_float32_goes_to_onednn_where_mkl_is_not_at_home(form
 
 
 @needs_avx512
-def test_where_mkl_is_at_home_a_linear_map_has_to_be_larger(at_home: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheremkl_is_at_home_a_linear_map_has_to_be_larger(at_home: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "WORTH_THE_CALL_BESIDE_MKL", M * D * P + 1)
     with Dispatched() as calls:
         products.linear(drawn((M, D), 0), drawn((P, D), 1), None)
@@ -111,9 +111,9 @@ def test_where_mkl_is_at_home_a_linear_map_has_to_be_larger(at_home: bool, monke
 def test_the_maker_is_read_from_the_processor_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     for described, home in (("vendor_id\t: GenuineIntel", True), ("vendor_id\t: AuthenticAMD", False)):
         monkeypatch.setattr(products.Path, "read_text", lambda *_, text=described, **__: text)
-        products._mkl_is_at_home.cache_clear()
-        assert products._mkl_is_at_home() is home
-    products._mkl_is_at_home.cache_clear()
+        products.mkl_is_at_home.cache_clear()
+        assert products.mkl_is_at_home() is home
+    products.mkl_is_at_home.cache_clear()
 
 
 @pytest.mark.parametrize("form", FORMS)

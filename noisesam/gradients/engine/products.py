@@ -26,7 +26,7 @@ REORDERED_PER_ENTRY = 64
 
 def linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "p d"], bias: Float[Tensor, " p"] | None) -> Float[Tensor, "... p"]:
     """Return x W^T + b."""
-    if _large(x, weight.shape[0]) and (not _mkl_is_at_home() or x.numel() * weight.shape[0] >= WORTH_THE_CALL_BESIDE_MKL):
+    if _large(x, weight.shape[0]) and (not mkl_is_at_home() or x.numel() * weight.shape[0] >= WORTH_THE_CALL_BESIDE_MKL):
         bias = None if bias is None else bias.contiguous()  # oneDNN's function reads on as if its entries were neighbours
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return torch.nn.functional.linear(x, weight, bias)
@@ -34,14 +34,14 @@ def linear(x: Float[Tensor, "... d"], weight: Float[Tensor, "p d"], bias: Float[
 
 def matmul(x: Float[Tensor, "... d"], weight: Float[Tensor, "d p"]) -> Float[Tensor, "... p"]:
     """Return x W."""
-    if _large(x, weight.shape[1]) and not _mkl_is_at_home():
+    if _large(x, weight.shape[1]) and not mkl_is_at_home():
         return torch.ops.mkldnn._linear_pointwise(x, weight.t(), None, "none", [], "")
     return x @ weight
 
 
 def add_linear_(output: Float[Tensor, "m p"], x: Float[Tensor, "m d"], weight: Float[Tensor, "p d"]) -> Float[Tensor, "m p"]:
     """Add x W^T to the output in place."""
-    if _large(x, weight.shape[0]) and not _mkl_is_at_home():
+    if _large(x, weight.shape[0]) and not mkl_is_at_home():
         return output.add_(linear(x, weight, None))
     return output.addmm_(x, weight.t())
 
@@ -52,7 +52,7 @@ def transposed_matmul(left: Float[Tensor, "m p"], right: Float[Tensor, "m d"]) -
     Over many rows it is the kernel's gradient of a convolution with a single pixel, which reads both as they lie.
     """
     rows, outputs, inputs = len(left), left.shape[1], right.shape[1]
-    if not _large(left, inputs) or _mkl_is_at_home():
+    if not _large(left, inputs) or mkl_is_at_home():
         return left.t() @ right
     if rows >= outputs + inputs and inputs > 1:
         return _kernel_gradient(left.contiguous(), right.contiguous())
@@ -90,7 +90,7 @@ def _quicker() -> bool:
 
 
 @cache
-def _mkl_is_at_home() -> bool:
+def mkl_is_at_home() -> bool:
     """Whether this is a processor of MKL's maker, on which its products are the quicker ones."""
     try:
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

@@ -78,7 +78,7 @@ def _refuse_reverse_pass_that_is_not_linear(
     largest = max(sizes.values(), default=0.0)
     for name, size in sizes.items():
         first, second = found[name], smaller.get(name)
-        gap = size if first is None or second is None else float(whole_norm(first - second * SMALLER))
+        gap = size if first is None or second is None else float(whole_norm(second.mul_(-SMALLER).add_(first)))
         if math.isfinite(gap) and not gap <= allowed_difference(output, size, largest):
             raise InputError(
                 f"The reverse pass of {type(engine.model).__name__} is not linear: it does not make of a {SMALLER}th of a "

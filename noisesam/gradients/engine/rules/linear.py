@@ -28,6 +28,8 @@ LARGEST_PRODUCT = (1.0, 4 / 3, 5 / 3)
 Beyond, a step is slower with it; and it takes more memory than factors, which are about what a layer keeps for its reverse
 pass: with two thirds more a step stays below 2.5 times the memory of one of SGD.
 """
+LARGEST_BESIDE_ONEDNN = 3 / 2
+"""The same on a CPU where oneDNN is the quicker library, whose code takes memory of its own: more gains nothing there."""
 
 
 @register_rule(torch.nn.functional.linear, needs_activation=True)
@@ -77,7 +79,10 @@ def product_factors(left: Tensor, right: Tensor, shape: tuple[int, ...] | None =
         later_uses: Uses after the norm: the passes at w + eps_i that follow, or 2 where the batch's gradient is to be the sum.
     """
     positions, outputs, inputs = left.shape[1], left.shape[2], right.shape[2]
-    if positions == 1 or inputs * outputs > LARGEST_PRODUCT[later_uses] * positions * (inputs + outputs):
+    largest = LARGEST_PRODUCT[later_uses]
+    if left.device.type == "cpu" and not products.mkl_is_at_home():
+        largest = min(largest, LARGEST_BESIDE_ONEDNN)
+    if positions == 1 or inputs * outputs > largest * positions * (inputs + outputs):
         return OuterProducts(left, right, shape)
     return Dense(torch.bmm(left.transpose(1, 2), right).view(-1, *(shape or (outputs, inputs))))
 
