@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.arguments import tensors_in
-from noisesam.gradients.engine.terms import close, fixed_cotangent, rounding_tolerance
+from noisesam.gradients.engine.rounding import rounding_of
+from noisesam.gradients.engine.terms import close, fixed_cotangent
 from noisesam.gradients.engine.unsupported import FAILURES
 from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import evaluate
@@ -43,7 +44,7 @@ def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[
         )
     if not bool(output.isfinite().all()):
         return
-    tolerance = rounding_tolerance(output)
+    tolerance = rounding_of(model, output).tolerance
     if not _reaches_others(model, inputs):
         alone = alone | _apart_in_halves(model, inputs, output, tolerance, state)
         apart = [row for row, own in alone.items() if not close(output[row : row + 1], own, tolerance)]

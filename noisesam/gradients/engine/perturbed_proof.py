@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, take
-from noisesam.gradients.engine.terms import COARSE, ROUNDINGS, WithoutDropout, rounding_tolerance
+from noisesam.gradients.engine.rounding import COARSE, ROUNDINGS, Rounding, rounding_of
+from noisesam.gradients.engine.terms import WithoutDropout
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import movable
@@ -27,7 +28,7 @@ SHARE = 0.05
 
 
 def agrees_at_perturbed_weights(
-    engine: Engine, inputs: Inputs, point: Point, gradient: PerExampleGradient, rows: list[int], tolerance: float
+    engine: Engine, inputs: Inputs, point: Point, gradient: PerExampleGradient, rows: list[int]
 ) -> bool:
     """Whether some examples, run alone with their own weights, have the outputs that the engine finds in the batch.
 
@@ -37,9 +38,8 @@ def agrees_at_perturbed_weights(
         point: The batch at w, which the engine may re-use.
         gradient: The direction of the perturbation, of every example.
         rows: The examples that are compared.
-        tolerance: Relative to the change of the outputs.
     """
-    parameters = engine.parameters
+    parameters, rounding = engine.parameters, rounding_of(engine.model, point.logits)
     if not gradient.factors:
         return True
     length = math.hypot(*(float(torch.linalg.vector_norm(parameter.detach())) for parameter in parameters.values()))
@@ -50,7 +50,7 @@ def agrees_at_perturbed_weights(
     for graph in (False, True):  # without a graph every layer may meet what it has met before; the last may use up eps
         with torch.set_grad_enabled(graph):
             moved = engine.at(inputs, eps, previous=point, consume=graph).logits
-        if not all(_agree(point, moved, row, expected, tolerance) for row, expected in zip(rows, alone, strict=True)):
+        if not all(_agree(point, moved, row, expected, rounding) for row, expected in zip(rows, alone, strict=True)):
             return False
     return True
 
@@ -64,20 +64,20 @@ def agrees_for_all_examples(engine: Engine, inputs: Inputs, perturbation: Mappin
             moved = engine.at(inputs, dict(perturbation), previous=point).logits
         except UnsupportedParameterUse:
             return False
-        tolerance = rounding_tolerance(point.logits)
+        rounding = rounding_of(model, point.logits)
         return all(
-            _agree(point, moved, row, _alone(model, parameters, inputs, perturbation, row), tolerance)
+            _agree(point, moved, row, _alone(model, parameters, inputs, perturbation, row), rounding)
             for row in range(len(point.logits))
         )
 
 
-def _agree(point: Point, moved: Tensor, row: int, expected: Tensor, tolerance: float) -> bool:
+def _agree(point: Point, moved: Tensor, row: int, expected: Tensor, rounding: Rounding) -> bool:
     """Whether an output is as expected, to a share of how far it is from that at w."""
     if not bool(expected.isfinite().all()):
         return True
     change, level = (expected - point.logits[row : row + 1]).abs().max(), expected.abs().max()
-    size = torch.maximum(level, change) if tolerance > COARSE else change
-    allowed = tolerance * size + ROUNDINGS * torch.finfo(expected.dtype).eps * level
+    size = torch.maximum(level, change) if rounding.tolerance > COARSE else change
+    allowed = rounding.tolerance * size + ROUNDINGS * rounding.eps * level
     return bool((moved[row : row + 1] - expected).abs().max() <= allowed)
 
 

@@ -32,13 +32,8 @@ from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.mixing import refuse_mixing
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
-from noisesam.gradients.engine.terms import (
-    WithoutDropout,
-    allowed_difference,
-    close,
-    fixed_cotangent,
-    rounding_tolerance,
-)
+from noisesam.gradients.engine.rounding import Rounding, rounding_of
+from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent
 from noisesam.gradients.engine.twins import Twins, twins_of, weights_of_rows
 from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
 from noisesam.gradients.engine.verdict import Comparison, Everything, Verdict, loudness
@@ -214,22 +209,22 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
     except FAILURES as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
         return _different(f"it does not go through with a row for every example: {first_line(error)}")
-    heard, rewrites = loudness(point, gradient), point.tape.rewrites
+    heard, rewrites = loudness(point, gradient, engine.model), point.tape.rewrites
     if point.tape.sized_by_data:
         return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
     if not bool(point.logits.isfinite().all()):
         return None
-    tolerance = rounding_tolerance(point.logits)
+    rounding = rounding_of(engine.model, point.logits)
     for row, twin in twins.of_rows.items():
-        if not close(point.logits[row : row + 1], twin.alone, tolerance):
+        if not close(point.logits[row : row + 1], twin.alone, rounding.tolerance):
             return _different("the model draws random numbers outside dropout")
         norms = {name: _norm_in_double(factor, row) for name, factor in gradient.factors.items()}
         largest = max(twin.norms.values(), default=0.0)
         for name in engine.parameters:
             own = twin.norms.get(name, 0.0)
-            if not abs(norms.get(name, 0.0) - own) <= allowed_difference(point.logits, own, largest):
+            if not abs(norms.get(name, 0.0) - own) <= rounding.allowed_difference(own, largest):
                 return _different(f"the gradient of {name!r} does not separate by example where it is used")
-    unlike = _unlike_the_sum(gradient, twins, point.logits)
+    unlike = _unlike_the_sum(gradient, twins, point.logits, rounding)
     if unlike:
         return _different(f"the gradient of {unlike!r} does not separate by example where it is used")
     twins.total.clear()  # as large as the model: it goes before the perturbed weights come
@@ -246,7 +241,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
     return Comparison(verdict, heard)
 
 
-def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor) -> str:
+def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor, rounding: Rounding) -> str:
     """Return a parameter whose weighted sum over the examples is not plain autograd's, "" where there is none."""
     weights, largest = weights_of_rows(logits), max(map(float, map(whole_norm, twins.total.values())), default=0.0)
     for name, factor in gradient.factors.items():
@@ -254,7 +249,7 @@ def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor) 
         own = 0.0 if plain is None else float(whole_norm(plain))
         if plain is not None:  # without a third tensor of this size, where there can be two
             found = found.sub_(plain) if found.dtype == plain.dtype else found - plain
-        if not float(whole_norm(found)) <= allowed_difference(logits, own, largest):
+        if not float(whole_norm(found)) <= rounding.allowed_difference(own, largest):
             return name
     return ""
 
@@ -274,13 +269,13 @@ def _agrees_when_perturbed(
     """Compare at w + eps_i in at least float32: sixteen bits round as much as a small perturbation changes."""
     kind = point.logits.device.type
     if not torch.is_autocast_enabled(kind):
-        if point.logits.dtype in (torch.float16, torch.bfloat16):
+        if rounding_of(engine.model, point.logits).few_bits:
             return True
-        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, rounding_tolerance(point.logits))
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows)
     with torch.autocast(kind, enabled=False):
         try:
             point = engine.at(inputs)
         except RuntimeError:
             return True  # inputs of sixteen bits, which only autocast brings together with the weights
         gradient = point.per_example_gradient(fixed_cotangent(point.logits))
-        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows, rounding_tolerance(point.logits))
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows)

@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.engine.perturbed_proof import SHARE
-from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, rounding_tolerance
+from noisesam.gradients.engine.rounding import rounding_of
+from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent
 from noisesam.gradients.factors import Dense, Factor
 from noisesam.gradients.moved_weights import MovedWeightsEngine, renumber
 from noisesam.gradients.plain import whole_norm
@@ -53,7 +54,7 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         if not bool(output.isfinite().all()):
             continue
         state.restore()
-        if not close(output, _found(moved, one, None)[0], rounding_tolerance(output)):
+        if not close(output, _found(moved, one, None)[0], rounding_of(model, output).tolerance):
             raise InputError(
                 f"{type(model).__name__} gives other outputs when it is repeated with torch's random state put back",
                 expected="a forward pass that repeats itself: its value at w + eps_i belongs with the one at w",
@@ -63,11 +64,11 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         if not 0 < size_of_all < math.inf:
             continue
         told = True
-        missed = _first_difference(parameters, (output, gradients), _found(called, one, None))
+        missed = _first_difference(model, parameters, (output, gradients), _found(called, one, None))
         if missed is None:
             length = math.hypot(*(float(whole_norm(parameter.detach())) for parameter in parameters.values()))
             eps = _perturbation(moved, one, SHARE * (length or 1.0))
-            missed = _first_difference(parameters, _found(moved, one, eps), _found(called, one, eps))
+            missed = _first_difference(model, parameters, _found(moved, one, eps), _found(called, one, eps))
         if missed is not None:
             return f"a call with other weights misses a use of {missed!r}" if missed else "a call with other weights differs"
     return "" if told else None
@@ -85,7 +86,7 @@ def _refuse_buffers_that_are_read_and_updated(model: nn.Module, one: Inputs) -> 
         now = list(model.buffers())
         updated = len(now) != len(before) or not all(map(torch.equal, before, now))
     first, second = outputs
-    if updated and bool(first.isfinite().all()) and not close(first, second, rounding_tolerance(first)):
+    if updated and bool(first.isfinite().all()) and not close(first, second, rounding_of(model, first).tolerance):
         raise InputError(
             f"{type(model).__name__} updates a buffer in its forward pass and reads it there",
             expected="passes that repeat themselves: each example would meet what the one before has left",
@@ -129,7 +130,7 @@ def vectorisation_differs(
             of_row = output[rows], {name: gradient[rows] for name, gradient in gradients.items()}
             own_eps = None if eps is None else {name: factor.of(rows) for name, factor in eps.items()}
             own = _found(one_by_one, take(inputs, rows), own_eps, fixed_cotangent(output)[rows])
-            if bool(own[0].isfinite().all()) and _first_difference(parameters, own, of_row) is not None:
+            if bool(own[0].isfinite().all()) and _first_difference(model, parameters, own, of_row) is not None:
                 return True
     return False
 
@@ -144,7 +145,7 @@ def _refuse_stale_outputs(moved: MovedWeightsEngine, one: Inputs) -> None:
     if not bool(at_w.isfinite().all()):
         return  # nothing can be told
     _found(moved, one, _perturbation(moved, one, SHARE))
-    if close(at_w, _found(moved, one, None)[0], rounding_tolerance(at_w)):
+    if close(at_w, _found(moved, one, None)[0], rounding_of(moved.model, at_w).tolerance):
         return
     renumber(moved.parameters.values())  # so that the model is as it was
     raise InputError(
@@ -193,10 +194,13 @@ def _perturbation(engine: Engine, one: Inputs, radius: float) -> dict[str, Facto
 
 
 def _first_difference(
-    parameters: dict[str, nn.Parameter], moved: tuple[Tensor, dict[str, Tensor]], called: tuple[Tensor, dict[str, Tensor]]
+    model: nn.Module,
+    parameters: dict[str, nn.Parameter],
+    moved: tuple[Tensor, dict[str, Tensor]],
+    called: tuple[Tensor, dict[str, Tensor]],
 ) -> str | None:
     """Return the parameter whose gradients differ most, "" where only the outputs do, None where nothing does."""
-    tolerance = rounding_tolerance(moved[0])
+    tolerance = rounding_of(model, moved[0]).tolerance
     gaps: dict[str, float] = {}
     largest = max((float(whole_norm(g)) for g in moved[1].values()), default=0.0)
     for name in parameters:

@@ -1,4 +1,4 @@
-"""On what terms two computations of the same model are compared: no dropout, a fixed direction, a stated rounding."""
+"""On what terms two computations of the same model are compared: no dropout, a fixed direction, no entry apart."""
 
 from __future__ import annotations
 
@@ -64,39 +64,6 @@ def fixed_cotangent(output: Tensor) -> Tensor:
     rows = torch.arange(output.shape[0], device=output.device, dtype=torch.float64)
     columns = torch.arange(output[0].numel(), device=output.device, dtype=torch.float64)
     return torch.cos(1 + rows[:, None] + 2.3 * columns).view(output.shape).to(output.dtype)
-
-
-def rounding_tolerance(output: Tensor) -> float:
-    """Return the relative rounding allowed between a batch and an example alone; a wrong axis is off by order one."""
-    if output.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(output.device.type):
-        return 5e-2
-    # TF32 rounds factors to 10 bits of mantissa; torch allows it in CUDA's convolutions unless it is told otherwise.
-    if output.is_cuda and (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
-        return 1e-8 if output.dtype == torch.float64 else 5e-2
-    return 1e-8 if output.dtype == torch.float64 else 2e-3
-
-
-ROUNDINGS = 1000
-"""Roundings of the largest by which a small part may be off."""
-COARSE = 1e-2
-"""A tolerance above this belongs to products rounded to few bits (TF32): it is relative to the largest alone."""
-
-
-def noise(output: Tensor) -> float:
-    """Return the share of the largest below which a small part is rounding."""
-    return min(rounding_tolerance(output), ROUNDINGS * torch.finfo(output.dtype).eps)
-
-
-def allowed_difference(output: Tensor, own: float, largest: float) -> float:
-    """Return by how much two computations of one part may differ, of its own size and beside the largest."""
-    tolerance = rounding_tolerance(output)
-    return tolerance * largest if tolerance > COARSE else tolerance * own + noise(output) * largest
-
-
-def quiet(output: Tensor, *, reused: bool) -> float:
-    """Return the share of the whole up to which a wrong use of a parameter, the only one or one of several, may go unseen."""
-    tolerance = rounding_tolerance(output)
-    return 2 * (tolerance if reused or tolerance > COARSE else noise(output))
 
 
 def close(first: Tensor, second: Tensor, tolerance: float) -> bool:

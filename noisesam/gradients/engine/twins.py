@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs
 from noisesam.gradients.engine.fast import FastEngine
-from noisesam.gradients.engine.terms import allowed_difference, fixed_cotangent
+from noisesam.gradients.engine.rounding import rounding_of
+from noisesam.gradients.engine.terms import fixed_cotangent
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.plain import named_plain_gradients, whole_norm
 from noisesam.gradients.recomputation import evaluate
@@ -69,17 +71,23 @@ def _refuse_reverse_pass_that_is_not_linear(
     engine: FastEngine, output: Tensor, cotangent: Tensor, found: Mapping[str, Tensor | None]
 ) -> None:
     """Refuse what clips, normalises or counts in the reverse pass: J^T r is then no product of a Jacobian with r."""
-    if output.dtype == torch.float16:
+    if torch.float16 in {output.dtype, *(parameter.dtype for parameter in engine.model.parameters())}:
         return  # its smallest number is 6e-8: a thousandth may not be there
     smaller = named_plain_gradients(engine.parameters, output, cotangent / SMALLER, retain_graph=True)
+    places = Counter(gradient.untyped_storage().data_ptr() for gradient in smaller.values() if gradient is not None)
     sizes = {name: float(whole_norm(gradient)) for name, gradient in found.items() if gradient is not None}
     if not all(math.isfinite(size) for size in sizes.values()):
         return
-    largest = max(sizes.values(), default=0.0)
+    rounding, largest = rounding_of(engine.model, output), max(sizes.values(), default=0.0)
     for name, size in sizes.items():
         first, second = found[name], smaller.get(name)
-        gap = size if first is None or second is None else float(whole_norm(second.mul_(-SMALLER).add_(first)))
-        if math.isfinite(gap) and not gap <= allowed_difference(output, size, largest):
+        gap = size
+        if first is not None and second is not None:
+            # In place, without a third tensor as large as the largest weight, where this memory is of one gradient alone.
+            alone = places[second.untyped_storage().data_ptr()] == 1 and 0 not in second.stride()
+            scaled = second if alone else second.clone(memory_format=torch.contiguous_format)
+            gap = float(whole_norm(scaled.mul_(-SMALLER).add_(first)))
+        if math.isfinite(gap) and not gap <= rounding.allowed_difference(size, largest):
             raise InputError(
                 f"The reverse pass of {type(engine.model).__name__} is not linear: it does not make of a {SMALLER}th of a "
                 f"gradient a {SMALLER}th of that of {name!r}",
