@@ -1,4 +1,4 @@
-"""Parameters that meet activations without a layer: expanded, repeated, added in place, multiplied as a vector, looked up."""
+"""Parameters that meet activations without a layer: expanded, added in place, multiplied, looked up, written."""
 
 from __future__ import annotations
 
@@ -71,6 +71,43 @@ LOOKED_UP = {
 }
 
 
+def tokens_of(h: Tensor) -> Tensor:
+    """Return tokens of -4 to 4 for every position: some count from the end."""
+    return (4 * h[..., 0]).round().long()
+
+
+def written(at, value=lambda p: p):
+    def meet(h: Tensor, free: Tensor) -> Tensor:
+        h = h * 2
+        h[at] = value(free)
+        return h
+
+    return meet
+
+
+INDEXED = {
+    "a table indexed by tokens": ((9, WIDTH), lambda h, p: h + p[tokens_of(h)]),
+    "a table indexed by a tuple of tokens": ((9, WIDTH), lambda h, p: h + p[(tokens_of(h).int(),)]),
+    "a table indexed by one token each": ((9, WIDTH), lambda h, p: h[:, 1] + p[tokens_of(h)[:, 0]]),
+    "a table indexed by merged tokens": ((9, WIDTH), lambda h, p: h + p[tokens_of(h).flatten()].view_as(h)),
+    "numbers indexed by tokens": ((9,), lambda h, p: h * p[tokens_of(h)][..., None]),
+    "matrices indexed by one token each": ((9, WIDTH, WIDTH), lambda h, p: h @ p[tokens_of(h)[:, 0]]),
+    "rows selected by merged tokens": (
+        (9, WIDTH),
+        lambda h, p: h + torch.index_select(p, 0, tokens_of(h).flatten().remainder(9)).view_as(h),
+    ),
+    "rows selected by a method": ((9, WIDTH), lambda h, p: h[:, 0] + p.index_select(dim=0, index=tokens_of(h)[:, 0].abs())),
+    "a vector written to a position": ((WIDTH,), written((slice(None), 0))),
+    "a part of a table written to positions": ((POSITIONS, WIDTH), written((slice(None), slice(1, 3)), lambda p: p[1:3] * 2)),
+    "a number written to all positions": ((), written((slice(None), slice(None), 0))),
+    "a number in masked places": ((), lambda h, p: h.masked_fill(h > 0.2, p)),
+    "a number in masked places, in place": ((), lambda h, p: (h * 2).masked_fill_(h > 0.2, p)),
+    "a tensordot": ((WIDTH, 3), lambda h, p: torch.tensordot(h, p, dims=1)),
+    "a tensordot over given axes": ((3, WIDTH), lambda h, p: torch.tensordot(h, p, dims=([2], [1]))),
+    "a tensordot over positions and features": ((POSITIONS, WIDTH, 6), lambda h, p: torch.tensordot(h, p)),
+}
+
+
 ALIASES = {
     name: ((WIDTH,), lambda h, p, name=name: getattr(torch, name)(2 + h, 2 + p.tanh()))
     for name in ("subtract", "multiply", "divide", "hypot", "atan2", "logaddexp", "fmax", "fmin", "xlogy", "copysign")
@@ -83,9 +120,9 @@ POSITIONS_FIRST = {
 
 
 @pytest.mark.parametrize("examples", [1, EXAMPLES, POSITIONS])  # as many as positions: shapes alone cannot tell
-@pytest.mark.parametrize("way", EXPANDED | IN_PLACE | VECTORS | LOOKED_UP | ALIASES)
+@pytest.mark.parametrize("way", EXPANDED | IN_PLACE | VECTORS | LOOKED_UP | INDEXED | ALIASES)
 def test_a_free_parameter_meets_activations(way, examples):
-    shape, meet = (EXPANDED | IN_PLACE | VECTORS | LOOKED_UP | ALIASES)[way]
+    shape, meet = (EXPANDED | IN_PLACE | VECTORS | LOOKED_UP | INDEXED | ALIASES)[way]
     model, x = Beside(shape, meet), torch.randn(examples, POSITIONS, WIDTH)
     with torch.no_grad():
         model(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -33,12 +32,12 @@ def elementwise_rule(tape: Tape, function: Callable[..., Any], *args: Any, **kwa
     shape = torch.broadcast_shapes(*(value.shape for value in tensors))
 
     def lifted(value: Any) -> Any:
-        return _broadcast(tape, value, shape) if tape.tracks(value) else value
+        return over_activations(tape, value, shape) if tape.tracks(value) else value
 
     return function(*map(lifted, args), **{name: lifted(value) for name, value in kwargs.items()})
 
 
-def _broadcast(tape: Tape, parameter: Tensor, shape: torch.Size) -> Tensor:
+def over_activations(tape: Tape, parameter: Tensor, shape: torch.Size) -> Tensor:
     """Return the lifted parameter, its axes where broadcasting with the activations' shape would have put them."""
     n, dims = tape.examples, len(shape)
     inner = parameter.shape
@@ -87,16 +86,6 @@ def _over_examples(tape: Tape, parameter: Tensor, size: tuple[int, ...], what: s
             f"{what!r} of a parameter of shape {tuple(parameter.shape)} over other axes than examples"
         )
     return lift(tape, parameter).reshape(tape.examples, *[1] * (len(size) - 1 - len(inner)), *inner)
-
-
-@register_rule(torch.Tensor.__getitem__, operator.getitem)
-def slice_rule(tape: Tape, _: Callable[..., Any], parameter: Tensor, where: Any) -> Tensor:
-    """Take a part of a parameter of shape (1, ...), all of its first axis: what stays is (n, ...)."""
-    keys = where if isinstance(where, tuple) else (where,)
-    plain = all(isinstance(key, (int, slice)) for key in keys)
-    if parameter.dim() < 2 or parameter.shape[0] != 1 or not plain or keys[0] != slice(None):
-        raise UnsupportedParameterUse(f"indexing of a parameter of shape {tuple(parameter.shape)}")
-    return lift(tape, parameter).squeeze(1)[keys]
 
 
 @register_rule(torch.nn.functional.prelu, torch.prelu, needs_activation=True)

@@ -38,15 +38,15 @@ def embedding_rule(
         # Positions: every example has rows of its own for them, which meet its activations as the one table would.
         places = input if input.dim() == 1 else input[0]
         tokens, back = places.reshape(1, -1).expand(tape.examples, -1), lambda out: out.unflatten(1, places.shape)
-    elif input.dim() == 1:
-        tokens, back = input.unsqueeze(1), lambda out: out.squeeze(1)
+    elif input.dim() == 1:  # one each, or merged with positions
+        tokens, back = input.view(tape.examples, -1), lambda out: out.flatten(0, 1)
     else:
         tokens, back = examples_first(tape, input, 0, "'embedding'")
     return back(_Embedding.apply(tokens, weight, _row(padding_idx, weight), tape, tape.perturbation(weight)))
 
 
 def _shared(tape: Tape, tokens: Tensor) -> bool:
-    """Whether the tokens have no example axis: (1, ...) or (T,). Where T equals n the two guesses take turns.
+    """Whether the tokens have no example axis: (1, ...) or (T,). Where T is a multiple of n the two guesses take turns.
 
     Numbers that no example changes, such as arange(T), have none.
     """
@@ -55,7 +55,7 @@ def _shared(tape: Tape, tokens: Tensor) -> bool:
     if tape.examples == 1:
         return tokens.dim() == 1 and tokens.shape[0] > 1
     if tokens.dim() == 1:
-        return tokens.shape[0] != tape.examples or tape.prefers_second
+        return tokens.shape[0] % tape.examples != 0 or tape.prefers_second
     return tokens.dim() > 1 and tokens.shape[0] == 1 and not (tokens.shape[1] == tape.examples and tape.prefers_second)
 
 

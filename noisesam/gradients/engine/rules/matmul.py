@@ -1,7 +1,8 @@
-"""Products x @ W (+ b) and einsum: linear maps where they are such, else weights that every example has of its own."""
+"""Products x @ W (+ b) and contractions: linear maps where they are such, else weights that every example has of its own."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,22 @@ def einsum_rule(tape: Tape, function: Callable[..., Any], equation: Any, *operan
     own = [example + term if tape.tracks(value) else term for term, value in zip(labels, values, strict=True)]
     lifted = [lift(rows, value) if tape.tracks(value) else value for value in values]
     return function(",".join(own) + "->" + output, *lifted)
+
+
+@register_rule(torch.tensordot, torch.functional.tensordot, needs_activation=True)
+def tensordot_rule(tape: Tape, _: Callable[..., Any], a: Tensor, b: Tensor, dims: Any = 2, out: Any = None) -> Tensor:
+    """Contract activations with a weight over some axes: as the einsum that it is."""
+    if isinstance(dims, Tensor) or out is not None or a.dim() + b.dim() > len(string.ascii_letters):
+        raise UnsupportedParameterUse("'tensordot' contracts a parameter over axes in a tensor, or into one")
+    pairs = (range(a.dim() - dims, a.dim()), range(dims)) if isinstance(dims, int) else dims
+    left, right = ([pair] if isinstance(pair, int) else list(pair) for pair in pairs)
+    first = list(string.ascii_letters[: a.dim()])
+    second = list(string.ascii_letters[a.dim() : a.dim() + b.dim()])
+    for one, other in zip(left, right, strict=True):
+        second[other] = first[one]
+    output = [letter for letter in first if letter not in second] + [letter for letter in second if letter not in first]
+    equation = f"{''.join(first)},{''.join(second)}->{''.join(output)}"
+    return einsum_rule(tape, torch.einsum, equation, a, b)
 
 
 def _is_linear(inputs: str, weight: str, output: str) -> bool:
