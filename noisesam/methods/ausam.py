@@ -120,8 +120,7 @@ class AUSAM(SharedPerturbation):
     def _step(self, batch: Batch, parameters: dict[str, nn.Parameter], call: StepCall) -> Outcome:
         drawn, weights = self._drawn(batch, call)
         part = batch.take(drawn)
-        share = replace(call, final=call.final * part.size / batch.size) if weights is not None else call
-        outcome = self._two_passes(part, parameters, share, weights=weights)
+        outcome = self._two_passes(part, parameters, call, weights=weights)
         index = require_index("AUSAM", part.index, part.size)
         rises = outcome.further_losses[0] - outcome.losses
         evaluated = torch.zeros(batch.size, dtype=torch.bool, device=outcome.losses.device)
@@ -179,7 +178,8 @@ class AUSAM(SharedPerturbation):
             rows = (u < p).nonzero().flatten()
             if len(rows) == 0:
                 rows = torch.argmax(p - u).view(1)
-        weights = 1 / p[rows] if self.unbiased else None
+        # A pass takes the mean over the drawn examples; an unbiased one is over the batch. Weight decay is no example's.
+        weights = len(rows) / (batch.size * p[rows]) if self.unbiased else None
         device = batch.targets.device
         return rows.to(device), None if weights is None else weights.to(device)
 

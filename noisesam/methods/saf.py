@@ -102,6 +102,7 @@ class SAF(EpochMethod):
             slot = (epoch - self.lag) % self.slots
             teacher = self._logits.read(index, batch.targets.device)[:, slot]
             known = self._epochs.read(index, batch.targets.device)[:, slot] == epoch - self.lag
+            known &= epoch >= self.lag  # before, the epoch sought is the -1 of a slot that holds no logits yet
 
             def divergence(logits: Tensor, rows: slice) -> Tensor:
                 return divergence_residual(

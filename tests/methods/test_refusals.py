@@ -89,6 +89,7 @@ BAD = {
     "negative rho": (built("sam", rho=-0.1), "rho=-0.1", "at least 0", "rho=0.05"),
     "rho that is no number": (built("1-sam", rho=math.nan), "rho=nan", "finite radius", "rho=0.05"),
     "infinite rho": (built("asam", rho=math.inf), "rho=inf", "finite radius", "rho=0.05"),
+    "rho beyond any float": (built("1-sam", rho=10**400), "rho=", "finite radius", "rho=0.05"),
     "rho as text": (built("gsam", rho="0.1"), "rho='0.1'", "finite radius", "rho=0.05"),
     "rho as a truth value": (built("sam", rho=True), "rho=True", "finite radius", "rho=0.05"),
     "beta of zero": (built("esam", beta=0.0), "beta=0.0", "above 0 and at most 1", "share of weights"),
