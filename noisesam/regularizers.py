@@ -11,7 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,13 +51,13 @@ class JSAMRegularizer:
     of x_i are summed over, an approximation as well.
 
     Activations are recorded by forward hooks: one in constant mode, two in adaptive mode. Only forwards with gradients
-    enabled, while the last layer is in training mode, are recorded; evaluation never disturbs them, and neither does
-    `torch.func`. The latest complete forward counts and serves one call; if a layer runs several times in one forward, its
-    last run counts. The first axis of every activation must be the example. Squares are summed in float32 (float64 for
-    float64 models), also under autocast. Nothing enters `model.state_dict()`; a deep copy of the model alone does not
-    feed this regularizer, a deep copy of both together gives a working pair. Not meant for models passed through
-    `torch.compile`, whose graphs may leave hooks out, nor for last layers inside activation checkpointing, which runs
-    them twice.
+    enabled, while the last layer is in training mode, are recorded; evaluation never disturbs them, and neither do the
+    transforms of `torch.func`. The latest complete forward counts and serves one call, with the weights that it had (those
+    given to it, where it was a `functional_call`); if a layer runs several times in one forward, its last run counts. The
+    first axis of every activation must be the example. Squares are summed in float32 (float64 for float64 models), also
+    under autocast. Nothing enters `model.state_dict()`; a deep copy of the model alone does not feed this regularizer, a
+    deep copy of both together gives a working pair. Not meant for models passed through `torch.compile`, whose graphs may
+    leave hooks out, nor for last layers inside activation checkpointing, which runs them twice.
 
     Args:
         model: any module that holds a Linear layer.
@@ -147,8 +147,8 @@ class JSAMRegularizer:
                         "Name an earlier Linear layer.",
                     )
                 )
-        self._recorded: tuple[Tensor, Tensor, Tensor | None] | None = None
-        self._hidden_input: Tensor | None = None
+        self._recorded: _Forward | None = None
+        self._hidden_pass: _Pass | None = None
         self._captures: list[_Capture] = []
         self._handles: list[RemovableHandle] = []
         for layer, is_last in ((self._hidden, False), (self._last, True)):
@@ -184,7 +184,7 @@ class JSAMRegularizer:
                     "that layer as a module, name another one with last_layer.",
                 )
             )
-        z, logits, x = self._recorded
+        z = self._recorded.last.inputs
         if z.dim() < 2 or z.shape[0] == 0:
             raise ValueError(
                 _text(
@@ -195,9 +195,9 @@ class JSAMRegularizer:
             )
         with torch.autocast(device_type=z.device.type, enabled=False):
             if self.mode == "constant":
-                penalty = self._constant_penalty(_accurate(z))
+                penalty = self._constant_penalty(_accurate(z), self._recorded.last)
             else:
-                penalty = self._adaptive_penalty(_accurate(z), logits, x, targets)
+                penalty = self._adaptive_penalty(_accurate(z), self._recorded, targets)
         self._recorded = None
         return penalty
 
@@ -217,7 +217,7 @@ class JSAMRegularizer:
             handle.remove()
         self._handles.clear()
         self._captures.clear()
-        self._recorded = self._hidden_input = None
+        self._recorded = self._hidden_pass = None
 
     def __enter__(self) -> JSAMRegularizer:
         return self
@@ -230,7 +230,7 @@ class JSAMRegularizer:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         for name, value in self.__dict__.items():
-            twin.__dict__[name] = None if name in ("_recorded", "_hidden_input") else copy.deepcopy(value, memo)
+            twin.__dict__[name] = None if name in ("_recorded", "_hidden_pass") else copy.deepcopy(value, memo)
         for old, new in zip(self._captures, twin._captures, strict=True):
             new.owner = weakref.ref(twin)
             new.is_last = old.is_last
@@ -241,24 +241,27 @@ class JSAMRegularizer:
             return f"JSAMRegularizer({self.last_name!r}, activation={self.activation}, weight={self.weight})"
         return f"JSAMRegularizer({self.last_name!r}, mode='adaptive', rho={self.rho}, hidden_layer={self.hidden_name!r})"
 
-    def _record(self, inputs: Tensor, output: Tensor, *, is_last: bool) -> None:
+    def _record(self, layer: nn.Linear, inputs: Tensor, output: Tensor, *, is_last: bool) -> None:
         # The last layer's mode decides for both hooks, so that a frozen lower part may stay in evaluation mode.
         if not (torch.is_grad_enabled() and self._last.training) or _inside_function_transform():
             return
+        # The weights of this pass, which are others than the module's own in a functional call.
+        found = _Pass(inputs, layer.weight, layer.bias)
         if is_last:
-            self._recorded = (inputs, output, self._hidden_input)
-            self._hidden_input = None
+            self._recorded = _Forward(found, output, self._hidden_pass)
+            self._hidden_pass = None
         else:
-            self._hidden_input = inputs  # kept apart until the last layer has run on the same batch
+            self._hidden_pass = found  # kept apart until the last layer has run on the same batch
 
-    def _constant_penalty(self, z: Tensor) -> Tensor:
+    def _constant_penalty(self, z: Tensor, last: _Pass) -> Tensor:
         assert self.activation is not None
         assert self.weight is not None
-        return self.activation * _squared_norms(z).mean() + self.weight * _accurate(self._last.weight).square().sum()
+        return self.activation * _squared_norms(z).mean() + self.weight * _accurate(last.weight).square().sum()
 
-    def _adaptive_penalty(self, z: Tensor, logits: Tensor, x: Tensor | None, targets: Tensor | None) -> Tensor:
+    def _adaptive_penalty(self, z: Tensor, recorded: _Forward, targets: Tensor | None) -> Tensor:
         assert self.rho is not None
-        assert self._hidden is not None
+        last, hidden = recorded.last, recorded.hidden
+        x = None if hidden is None else hidden.inputs
         if targets is None:
             raise ValueError(
                 _text(
@@ -275,7 +278,7 @@ class JSAMRegularizer:
                     "Use the constant mode: JSAMRegularizer(model, activation=..., weight=...).",
                 )
             )
-        if x is None or x.dim() < 2 or x.shape[0] != z.shape[0]:
+        if hidden is None or x is None or x.dim() < 2 or x.shape[0] != z.shape[0]:
             given = "did not run before it" if x is None else f"has an input of shape {tuple(x.shape)}"
             raise ValueError(
                 _text(
@@ -285,11 +288,10 @@ class JSAMRegularizer:
                 )
             )
         x = _accurate(x)
-        residual = _residual(self.loss, _accurate(logits.detach()), targets)
+        residual = _residual(self.loss, _accurate(recorded.logits.detach()), targets)
         # N is homogeneous in r: taking the largest entry out keeps the squares of tiny residuals from underflowing.
         scale = residual.abs().amax(1)
         unit = residual / torch.where(scale == 0, 1.0, scale).unsqueeze(1)
-        last, hidden = self._last, self._hidden
         # ||z||^2 and ||x||^2 as they enter the gradient of each layer: 0 for a frozen weight, +1 per position for a bias.
         z_square = _squared_norms(z) * last.weight.requires_grad
         x_square = _squared_norms(x) * hidden.weight.requires_grad
@@ -335,6 +337,22 @@ def last_linear_layer(model: nn.Module) -> tuple[str, nn.Linear]:
     return list(layers.items())[-1]
 
 
+class _Pass(NamedTuple):
+    """What a layer met in a forward pass."""
+
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+class _Forward(NamedTuple):
+    """A forward pass through both layers."""
+
+    last: _Pass
+    logits: Tensor
+    hidden: _Pass | None
+
+
 class _Capture:
     """A forward hook that hands a layer's input and output to its regularizer, if that is alive.
 
@@ -345,10 +363,10 @@ class _Capture:
         self.owner: Callable[[], JSAMRegularizer | None] = _nobody if owner is None else weakref.ref(owner)
         self.is_last = is_last
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def __call__(self, layer: nn.Linear, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         owner = self.owner()
         if owner is not None:
-            owner._record(args[0] if args else kwargs["input"], output, is_last=self.is_last)
+            owner._record(layer, args[0] if args else kwargs["input"], output, is_last=self.is_last)
 
     def __reduce__(self) -> tuple[type[_Capture], tuple[()]]:
         return (_Capture, ())

@@ -133,6 +133,22 @@ def test_the_latest_training_forward_counts():
     torch.testing.assert_close(regularizer(), expected)
 
 
+@BOTH
+def test_a_functional_call_is_penalised_with_the_weights_it_was_given(build):
+    model, other = network(), network()
+    with torch.no_grad():
+        other.load_state_dict({name: 2 * value for name, value in model.state_dict().items()})
+    given = {name: value.detach().clone().requires_grad_() for name, value in other.named_parameters()}
+    ours, theirs = build(model), build(other)
+    torch.func.functional_call(model, given, (INPUTS,))
+    other(INPUTS)
+    penalty, wanted = ours(TARGETS), theirs(TARGETS)
+    assert torch.equal(penalty, wanted)
+    found = torch.autograd.grad(penalty, list(given.values()), allow_unused=True)
+    expected = torch.autograd.grad(wanted, list(other.parameters()), allow_unused=True)
+    assert all(one is two is None or torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
 def test_a_refused_call_keeps_the_activations():
     model = network()
     regularizer = adaptive(model)
