@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 from noisesam.analysis.comparison import by_seed, early_ratio
 from noisesam.analysis.contest import Contest
@@ -13,6 +14,8 @@ from noisesam.analysis.weights import RULES, gradient_weight_at_equal_weights
 from noisesam.analysis.wording import seeds
 
 _NORMS = {"hidden_activation_norm": "last hidden activation", "last_layer_norm": "last layer's weight"}
+LONGEST_RATIO = 1e5
+"""A larger ratio is written with an exponent."""
 
 
 def equal_weights(tables: Tables, comparison: Contest) -> list[str]:
@@ -54,7 +57,7 @@ def final_norms(tables: Tables, comparison: Contest) -> list[str]:
             shared = [seed for seed in ours if theirs.get(seed, 0) > 0 and ours[seed] > 0]
             logs = interval([math.log(ours[seed] / theirs[seed]) for seed in shared], comparison.confidence)
             if logs.n:
-                found = logs._replace(mean=math.exp(logs.mean), low=math.exp(logs.low), high=math.exp(logs.high))
+                found = logs._replace(**{part: _exp(getattr(logs, part)) for part in ("mean", "low", "high")})
                 said.append(f"{comparison.name(method)} {_factor(found, 'larger', 'smaller')}")
         if said:
             sentences.append(
@@ -63,9 +66,18 @@ def final_norms(tables: Tables, comparison: Contest) -> list[str]:
     return sentences
 
 
+def _exp(value: float) -> float:
+    """Return e to this power, infinite where no number is as large."""
+    return math.exp(value) if value < math.log(sys.float_info.max) else math.inf
+
+
 def _factor(found: Interval, up: str, down: str) -> str:
     """Word a ratio by what its interval allows; a single seed gives no interval."""
     if found.n == 1:
-        return f"{found.mean:.3f} (one seed, so no interval: not yet a finding)"
+        return f"{_ratio(found.mean)} (one seed, so no interval: not yet a finding)"
     text = up if found.low > 1 else down if found.high < 1 else "not to be told from 1"
-    return f"{found.mean:.3f}, {text} ({found.low:.3f} to {found.high:.3f}, {seeds(found.n)})"
+    return f"{_ratio(found.mean)}, {text} ({_ratio(found.low)} to {_ratio(found.high)}, {seeds(found.n)})"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value < LONGEST_RATIO else f"{value:.3g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from noisesam.cli.console import print_json, print_table, records, say, say_path, warn
 from noisesam.errors import ConfigurationError, RunError
+from noisesam.toml_text import parse_toml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from noisesam.training import Config
 
 BASE, BEST = "sgd", "1-sam"
-_SECTIONS = {"title", "expectation", "tuning_seeds", "seeds", "methods", "run", "equal_weights"}
+_SECTIONS = {"title", "expectation", "tuning_seeds", "seeds", "methods", "run"}
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,13 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ConfigurationError: The file is no TOML, or says something that is not understood.
     """
+    from noisesam.experiments.reading import read_seeds, read_setting
+
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path.name} is not TOML: {error}", expected="an experiment file") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path.name} is not valid TOML: {error}", expected="an experiment file") from error
+    data = parse_toml(text, given=path.name, expected="an experiment file")
     unknown = set(data) - _SECTIONS
     missing = {"methods", "run", "seeds", "tuning_seeds"} - set(data)
     if unknown or missing:
@@ -114,8 +117,16 @@ def read_experiment(path: Path) -> Experiment:
             missing
         )
         raise ConfigurationError(f"{path.name}: " + "; ".join(said), expected="the sections " + ", ".join(sorted(_SECTIONS)))
+    methods = data["methods"]
+    if not isinstance(methods, dict) or not all(isinstance(stated, dict) for stated in methods.values()):
+        raise ConfigurationError(
+            f"methods in {path.name}",
+            expected="a section [methods] with a table for each, such as 1-sam = { grid = [{ rho = 0.05 }, { rho = 0.1 }] }",
+        )
+    run = read_setting(path.name, data["run"])
+    seeds, tuning_seeds = (list(read_seeds(path.name, key, data[key])) for key in ("seeds", "tuning_seeds"))
     entries = {}
-    for label, stated in data["methods"].items():
+    for label, stated in methods.items():
         stated = dict(stated)
         grid = stated.pop("grid", [{}])
         if not isinstance(grid, list) or not grid or not all(isinstance(one, dict) for one in grid):
@@ -126,11 +137,9 @@ def read_experiment(path: Path) -> Experiment:
             raise ConfigurationError(
                 f"{path.name} without the method {needed!r}", expected="sgd and 1-sam: gain is measured by them"
             )
-    if set(data["seeds"]) & set(data["tuning_seeds"]):
+    if set(seeds) & set(tuning_seeds):
         raise ConfigurationError(f"seeds and tuning_seeds of {path.name} overlap", expected="seeds that chose nothing")
-    return Experiment(
-        data.get("title", path.stem), data.get("expectation", ""), data["run"], entries, data["tuning_seeds"], data["seeds"]
-    )
+    return Experiment(data.get("title", path.stem), data.get("expectation", ""), run, entries, tuning_seeds, seeds)
 
 
 def register(app: typer.Typer) -> None:

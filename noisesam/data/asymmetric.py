@@ -50,6 +50,8 @@ def resolve(
             remedy="Pass mapping={0: 1, ...} with class numbers or names, or the probabilities themselves "
             "(transition_matrix; on the command line --kind transition-matrix --matrix FILE.csv)",
         )
+    if not isinstance(chosen, Mapping):
+        raise InputError(f"mapping = {chosen!r}", expected="a mapping from true to observed class", remedy="Type {0: 1, ...}")
     target = np.arange(len(classes), dtype=np.int64)
     for true, observed in chosen.items():
         target[_number(true, classes)] = _number(observed, classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -54,8 +55,14 @@ def gaussian(
         Baek, Kolter, Raghunathan (2024). Why is SAM Robust to Label Noise? arXiv 2405.03676.
     """
     for field, value in (("n", n), ("dim", dim)):
-        if value < 1:
-            raise InputError(f"{field} = {value}", expected="at least 1", remedy=f"Use a positive {field}")
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise InputError(
+                f"{field} = {value!r}",
+                expected="a whole number of at least 1",
+                remedy=f"Use a positive {field}, without quotes",
+            )
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise InputError(f"seed = {seed!r}", expected="a whole number of at least 0", remedy="Type for example seed=0")
     _check_parameters(signal, noise_std)
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, size=n)
@@ -102,7 +109,7 @@ def gaussian_test_accuracy(
         from it directly).
     """
     _check_parameters(signal, noise_std)
-    w = weight.detach().cpu().double().numpy() if isinstance(weight, Tensor) else weight.astype(np.float64)
+    w = weight.detach().cpu().double().numpy() if isinstance(weight, Tensor) else np.asarray(weight, np.float64)
     w = w.reshape(-1)
     if not np.isfinite(w).all():
         raise InputError(
@@ -115,11 +122,11 @@ def gaussian_test_accuracy(
     return float(ndtr(mean / spread))
 
 
-def _check_parameters(signal: float | int, noise_std: float | int) -> None:
+def _check_parameters(signal: object, noise_std: object) -> None:
     """Check B and gamma."""
-    if not math.isfinite(signal):
-        raise InputError(f"signal = {signal}", expected="a finite number", remedy="Use for example signal=4.0")
-    if not (math.isfinite(noise_std) and noise_std >= 0):
+    if not isinstance(signal, Real) or not math.isfinite(signal):
+        raise InputError(f"signal = {signal!r}", expected="a finite number", remedy="Use for example signal=4.0")
+    if not isinstance(noise_std, Real) or not (math.isfinite(noise_std) and float(noise_std) >= 0):
         raise InputError(
-            f"noise_std = {noise_std}", expected="a finite number of 0 or above", remedy="Use for example noise_std=1.0"
+            f"noise_std = {noise_std!r}", expected="a finite number of 0 or above", remedy="Use for example noise_std=1.0"
         )

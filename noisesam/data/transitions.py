@@ -84,10 +84,10 @@ def transition_matrix(
     return keep + rate / (count - 1) * (1.0 - np.eye(count))
 
 
-def check_rate(rate: float | int) -> None:
+def check_rate(rate: Any) -> None:
     """Check that a rate is a probability."""
-    if not 0.0 <= rate <= 1.0:
-        raise InputError(f"rate = {rate}", expected="a fraction from 0 to 1", remedy="Write 40% as 0.4")
+    if isinstance(rate, str) or np.ndim(rate) or rate is None or not 0.0 <= rate <= 1.0:
+        raise InputError(f"rate = {rate!r}", expected="a fraction from 0 to 1", remedy="Write 40% as 0.4")
 
 
 def check_matrix(matrix: Any, classes: int) -> Float64[np.ndarray, "classes classes"]:

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shlex
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from noisesam.errors import ConfigurationError
 from noisesam.experiments.calibration import Choice, Try
 from noisesam.runs.files import write_atomically
+from noisesam.toml_text import parse_toml
 
 HEADER = """\
 # The hyper-parameters that each sweep's methods are run with. Written by `noisesam sweep FILE --calibrate`, not by hand.
@@ -92,10 +92,10 @@ def read_calibration(path: str | Path) -> Calibration:
         return Calibration(path=place)
     found = {}
     try:
-        for sweep, methods in tomllib.loads(place.read_text(encoding="utf-8")).items():
+        for sweep, methods in parse_toml(place.read_text(encoding="utf-8"), given=place.name, expected="tables").items():
             for method, said in methods.items():
                 found[sweep, method] = _choice(sweep, method, said)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ConfigurationError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"{place.name} is no calibration table ({type(error).__name__}: {error})",
             expected="what `noisesam sweep FILE --calibrate` writes",

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from noisesam.errors import ConfigurationError, nearest_name
 from noisesam.experiments.calibration import CalibrationPlan
 from noisesam.experiments.sweeps import Point, Sweep
+from noisesam.toml_text import parse_toml
 from noisesam.training import config_to_dict
 
 TEXTS = ("title", "expectation", "decision")
@@ -71,7 +71,7 @@ def read_sweep(path: str | Path) -> Sweep:
                 f"{place.name} without {key}" if key not in data else f"{key} in {place.name}",
                 expected="title, expectation and decision as text: an experiment is stated before it is run",
             )
-    seeds = _seeds(place.name, "seeds", data.get("seeds"))
+    seeds = read_seeds(place.name, "seeds", data.get("seeds"))
     plan = _calibration(place.name, data.get("calibration"))
     if plan is not None and set(plan.tuning_seeds) & set(seeds):
         raise ConfigurationError(
@@ -82,7 +82,7 @@ def read_sweep(path: str | Path) -> Sweep:
         title=data["title"].strip(),
         expectation=data["expectation"].strip(),
         decision=data["decision"].strip(),
-        run=_setting(place.name, data.get("run", {})),
+        run=read_setting(place.name, data.get("run", {})),
         points=_points(place.name, data),
         seeds=seeds,
         calibration=plan,
@@ -93,13 +93,14 @@ def read_sweep(path: str | Path) -> Sweep:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigurationError(
             f"Cannot read {path}: {error.strerror}", expected="a sweep file", remedy="See experiments/ for examples"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path.name} is not TOML: {error}", expected="a sweep file") from error
+    return parse_toml(text, given=path.name, expected="a sweep file")
 
 
 def _refuse_unknown(where: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
@@ -113,7 +114,8 @@ def _refuse_unknown(where: str, given: Mapping[str, Any], known: tuple[str, ...]
             )
 
 
-def _seeds(file: str, key: str, given: Any) -> tuple[int, ...]:
+def read_seeds(file: str, key: str, given: Any) -> tuple[int, ...]:
+    """Return the seeds that a file states under this key."""
     whole = isinstance(given, list) and all(isinstance(seed, int) and not isinstance(seed, bool) for seed in given)
     if not whole or not given or len(set(given)) < len(given):
         raise ConfigurationError(
@@ -123,7 +125,8 @@ def _seeds(file: str, key: str, given: Any) -> tuple[int, ...]:
     return tuple(given)
 
 
-def _setting(file: str, run: Any) -> dict[str, Any]:
+def read_setting(file: str, run: Any) -> dict[str, Any]:
+    """Return the sections of a configuration, without a method and a seed."""
     if not isinstance(run, dict):
         raise ConfigurationError(f"run = {run!r} in {file}", expected="sections [run.data], [run.training], ...")
     for key in ("method", "seed"):
@@ -218,9 +221,15 @@ def _calibration(file: str, given: Any) -> CalibrationPlan | None:
     if not isinstance(given, dict):
         raise ConfigurationError(f"calibration in {file}", expected="a section [calibration]")
     _refuse_unknown(f"[calibration] of {file}", given, ("tuning_seeds", "methods"))
-    seeds = _seeds(file, "calibration.tuning_seeds", given.get("tuning_seeds"))
+    seeds = read_seeds(file, "calibration.tuning_seeds", given.get("tuning_seeds"))
+    methods = given.get("methods", {})
+    if not isinstance(methods, dict):
+        raise ConfigurationError(
+            f"calibration.methods = {methods!r} in {file}",
+            expected="sections [calibration.methods.<method>], each with its grid = [{ rho = 0.05 }, ...]",
+        )
     grids, fixed = {}, {}
-    for method, stated in given.get("methods", {}).items():
+    for method, stated in methods.items():
         grid = stated.get("grid", [{}]) if isinstance(stated, dict) else None
         if not isinstance(grid, list) or not grid or not all(isinstance(one, dict) for one in grid):
             raise ConfigurationError(

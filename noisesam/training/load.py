@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from noisesam.errors import ConfigurationError, nearest_name
+from noisesam.toml_text import parse_toml
 from noisesam.training.config import Config
 from noisesam.training.values import LARGEST_INTEGER, WITHOUT_RATE, check_values
 
 _SECTIONS: dict[str, Any] = {
     name: kind for name, kind in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(kind)
 }
+LONGEST_WORD = 1000
+"""A longer value of an override that is no TOML is no bare word either, but a number of too many digits, say."""
 _OPEN = {"method": "hyperparameters"}
 """Sections whose unknown keys are gathered in one field: in TOML the hyper-parameters stand flat beside the method's name."""
 
@@ -149,13 +151,7 @@ def _as_mapping(source: str | Path | Mapping[str, Any] | Config) -> dict[str, An
         raise ConfigurationError(
             f"Cannot read the configuration {str(path)!r}: {reason}", expected="the path of a TOML file"
         ) from error
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(
-            f"{str(path)!r} is not valid TOML: {error}",
-            expected='lines such as name = "digits" under sections such as [data]',
-        ) from error
+    return parse_toml(text, given=repr(str(path)), expected='lines such as name = "digits" under sections such as [data]')
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -184,12 +180,10 @@ def _override_value(override: str, text: str) -> Any:
     if not text:
         raise ConfigurationError(f"Override {override!r} has no value", expected='a TOML value; the empty string is ""')
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
-        if text[0] in "\"'[{":
-            raise ConfigurationError(
-                f"Override {override!r} is not valid TOML: {error}", expected="closed quotes and brackets"
-            ) from error
+        parsed = parse_toml(f"value = {text}", given=f"Override {override!r}", expected="closed quotes and brackets")
+    except ConfigurationError:
+        if text[0] in "\"'[{" or len(text) > LONGEST_WORD:
+            raise
         return text
     value = parsed.get("value")
     if len(parsed) > 1 or not _is_plain(value):

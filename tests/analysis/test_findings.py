@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import pytest
 
 from noisesam import analysis
+from noisesam.analysis.mechanism_findings import _exp
 
 GOOD = {"peak": 0.95, "last": 0.93, "memorised": 0.3, "activation": 0.5}
 BAD = {"peak": 0.85, "last": 0.5, "memorised": 0.95, "activation": 4.0}
@@ -130,6 +132,13 @@ def test_a_baseline_that_fits_no_noise_is_said_to_show_little(study):
 def test_unfinished_runs_are_said_to_be(study):
     runs = study({"sgd": {}, "1-sam": {"finish": False}})
     assert analysis.findings(runs)[0].startswith("3 of 6 runs did not finish; their last evaluation stands for the end")
+
+
+def test_a_foreign_run_with_norms_beyond_any_ratio_does_not_hide_the_others(study):
+    runs = study({"sgd": {}, "1-sam": GOOD | {"activation": 1e15}})
+    (said,) = (sentence for sentence in analysis.findings(runs) if "norm of the last hidden activation" in sentence)
+    assert "1-sam 3.33e+14, larger" in said
+    assert _exp(800.0) == math.inf  # an interval of two seeds that are as far apart
 
 
 def test_experiments_are_told_apart(study):

@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import numpy as np
@@ -7,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from noisesam.data import NoisyDataset, add_label_noise, gaussian, gaussian_test_accuracy, load, standardise
+from noisesam.data import (
+    NoisyDataset,
+    add_label_noise,
+    asymmetric,
+    gaussian,
+    gaussian_test_accuracy,
+    load,
+    standardise,
+    transitions,
+)
 from noisesam.errors import InputError
 
 
@@ -249,6 +259,33 @@ def test_closed_form_accuracy_at_the_edges():
         gaussian(1, 2, signal=math.nan, noise_std=1, seed=0)
     with pytest.raises(InputError, match="a weight with NaN"):
         accuracy(math.nan, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"n": 2.5}, "n = 2.5"),
+        ({"n": "5"}, "n = '5'"),
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": "0"}, "seed = '0'"),
+        ({"signal": "4"}, "signal = '4'"),
+        ({"noise_std": None}, "noise_std = None"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_in_words(wrong, said):
+    with pytest.raises(InputError, match=said):
+        inspect.unwrap(gaussian)(**({"n": 5, "dim": 3, "signal": 4.0, "noise_std": 1.0, "seed": 0} | wrong))
+
+
+@pytest.mark.parametrize("rate", ["0.4", [0.4], None, math.nan])
+def test_a_rate_that_is_no_number_is_refused_in_words(rate):
+    with pytest.raises(InputError, match="rate = "):
+        transitions.check_rate(rate)
+
+
+def test_a_class_map_that_is_a_list_is_refused_in_words():
+    with pytest.raises(InputError, match=r"mapping = \[1, 0\]"):
+        inspect.unwrap(asymmetric.resolve)([1, 0], ("a", "b"), "two")
 
 
 @pytest.mark.parametrize("shape", [(50, 3), (50, 3, 4, 4)])

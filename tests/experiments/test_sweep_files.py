@@ -157,7 +157,8 @@ def test_jobs_of_a_sweep_without_its_calibration_are_refused(tmp_path):
         (("seeds = [0, 1]", "seeds = [0, 0]"), "different whole numbers"),
         (("seeds = [0, 1]", "seeds = [9]"), "seeds that chose nothing"),
         (("seeds = [0, 1]", "seed = [0, 1]"), "Did you mean 'seeds'"),
-        (("seeds = [0, 1]", "seeds = ["), "not TOML"),
+        (("seeds = [0, 1]", "seeds = ["), "not valid TOML"),
+        (("seeds = [0, 1]", "seeds = " + "[" * 3000 + "]" * 3000), "nested too deeply"),
         (("[run.noise]", "[run.method]\nname = 'sgd'\n[run.noise]"), "a setting without method and seed"),
         (("rate = 0.4", "rat = 0.4"), "Did you mean 'noise.rate'"),
         (('methods = ["sgd", "1-sam"]', ""), "has no method"),
@@ -172,6 +173,7 @@ def test_jobs_of_a_sweep_without_its_calibration_are_refused(tmp_path):
         (("tuning_seeds = [9]", "tuning_seeds = [9]\nrho = 1"), "Unknown key 'rho' in [calibration]"),
         (("grid = [{ rho = 0.05 }, { rho = 0.1 }]", "grid = [0.05, 0.1]"), "calibration.methods.1-sam.grid"),
         (("[calibration.methods.sgd]", "[calibration.methods.sam]"), "no point has that method"),
+        ((CALIBRATION, '[calibration]\ntuning_seeds = [9]\nmethods = ["1-sam"]\n'), "calibration.methods = ['1-sam']"),
     ],
 )
 def test_what_is_wrong_with_a_sweep_is_said(tmp_path, change, said):

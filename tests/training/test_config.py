@@ -196,6 +196,8 @@ def test_what_is_not_understood_is_refused_with_its_full_key(source, message):
         ("=3", "Expected section.key=value"),
         ("method.rho=", "has no value"),
         ("method.rho=[1", "is not valid TOML"),
+        ("method.rho=" + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("seed=" + "9" * 5000, "is not valid TOML"),
         ("seed.x=1", "seed is a value"),
         ("optimizer.lrr=1", "Did you mean 'optimizer.lr'?"),
     ],
