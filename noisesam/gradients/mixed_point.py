@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -110,7 +111,7 @@ def mixed_point_gradient(
 
 def check_rho(rho: float) -> float:
     """Refuse a radius that is not a finite number of at least zero."""
-    if isinstance(rho, bool) or not isinstance(rho, Real) or not 0 <= rho < float("inf"):
+    if isinstance(rho, bool) or not isinstance(rho, Real) or not 0 <= rho <= sys.float_info.max:
         remedy = "Type a small length, such as rho=0.05; rho=0 perturbs nothing."
         raise InputError(f"rho={rho!r}", expected="a finite radius of at least 0, in the units of the weights", remedy=remedy)
     return float(rho)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from noisesam.gradients.engine.arguments import tensors_in
 
+_HAND_OUT_MEMORY: set[Callable[..., Any]] = {
+    getattr(torch.Tensor, name) for name in ("numpy", "__array__", "data_ptr", "untyped_storage")
+} | {getattr(torch.Tensor, "data").__get__}  # noqa: B009 (an attribute that type checkers take for a tensor)
 _DRAWN = {"randperm", "randint", "randint_like", "multinomial"}
 
 
@@ -35,6 +38,12 @@ class Constants:
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Iterable[Tensor]
     ) -> Any:
         """Call the function with arguments in which there are these tensors; remember what it makes of constants alone."""
+        if function in _HAND_OUT_MEMORY:
+            # What is written there changes no version: as an index it would hold the rows of another pass.
+            for value in args[:1]:
+                if isinstance(value, Tensor) and not value.is_floating_point():
+                    self._found.pop(id(value), None)
+            return function(*args, **kwargs)
         held = False
         for value in tensors:
             if value not in self:

@@ -6,66 +6,135 @@ three, five, six and six in the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.constants import Constants
 
 _NAMES = {
-    "nonzero", "argwhere", "masked_select", "unique", "_unique2", "unique_dim", "unique_consecutive", "_pack_padded_sequence",
+    "nonzero", "argwhere", "masked_select", "masked_scatter", "masked_scatter_", "unique", "_unique2", "unique_dim",
+    "unique_consecutive", "_pack_padded_sequence",
 }  # fmt: skip
 _MASKS = (torch.bool, torch.uint8)
-_BY_INDEX = {
-    "index_select", "index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_reduce",
+_BY_INDEX = {"index_select", "index_fill", "index_fill_"}
+"""One index for all examples, along whatever axis."""
+_INTO_INDEX = {
+    "__setitem__", "index_put", "index_put_", "index_add", "index_add_", "index_copy", "index_copy_", "index_reduce",
     "index_reduce_",
 }  # fmt: skip
-"""One index for all examples, along whatever axis."""
-_WRITES = {"__setitem__", "index_put", "index_put_"}
-_ALONG_FIRST = {
-    "gather", "scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "take_along_dim",
+"""The same, from another tensor: its rows are those that are moved, whatever they are written to."""
+_ALONG = {"gather", "take_along_dim"}
+_INTO_ALONG = {"scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_"}
+"""An index for every example where the axis is behind theirs."""
+_PRODUCTS = {"matmul", "mm", "__matmul__", "__rmatmul__"}
+_SPARSE_PRODUCTS = {"mv", "addmm", "spmm", "hspmm", "sspaddmm", "smm", "_sparse_mm", "_sparse_addmm"}
+_OTHERS = {
+    "__getitem__", "__setitem__", "take", "put", "put_", "embedding", "embedding_bag", "where", "repeat_interleave",
+    "tensor_split", "grid_sample",
 }  # fmt: skip
-"""An index for every example where the axis is not the first."""
+_ASKED = _NAMES | _BY_INDEX | _INTO_INDEX | _ALONG | _INTO_ALONG | _PRODUCTS | _SPARSE_PRODUCTS | _OTHERS
 
 
-def sized_by_values(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], constants: Constants) -> bool:
-    """Whether values that are no constants of the model decide the size of the result."""
+def sized_by_values(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], constants: Constants, examples: int
+) -> bool:
+    """Whether values that are no constants of the model decide the size of the result, or which of its rows are whose."""
     name = getattr(function, "__name__", "")
-    if name == "__getitem__" or (name in _WRITES and isinstance(args[2], Tensor) and args[2].dim()):
+    if name not in _ASKED:  # or it is named by torch's inside, where there are many
+        inside = isinstance(function, (OpOverload, OpOverloadPacket))
+        return inside and any(value not in constants and not value.is_floating_point() for value in tensors_in((args, kwargs)))
+    given = [*args, *kwargs.values()]
+    if name == "__getitem__" or (name == "__setitem__" and isinstance(args[2], Tensor) and args[2].dim()):
         # A single whole number counts as the number that it is (`way`).
         indices = [index for index in tensors_in(args[1:2]) if index.dim() or index.dtype in _MASKS]
         first = args[1][0] if isinstance(args[1], (tuple, list)) and args[1] else None
         # Rows by arange(n), or all of them, and from each what the data say.
-        within = first in constants if isinstance(first, Tensor) else any(index in constants for index in indices)
-        return _chooses_rows(args[0], indices, constants, within=within)
+        if isinstance(first, Tensor):
+            within = first in constants and _is_every_row(first, args[0])
+        else:
+            within = any(index in constants for index in indices)
+        moved = args[:1] if name == "__getitem__" else (args[0], args[2])
+        return _chooses_rows(moved, indices, constants, within=within)
     if name in ("take", "put", "put_"):
         index = kwargs.get("index", args[1] if len(args) > 1 else None)
         return isinstance(index, Tensor) and index not in constants
-    if name == "embedding":
+    if name in ("embedding", "embedding_bag"):
         index, table = (kwargs.get(key, args[at] if len(args) > at else None) for at, key in enumerate(("input", "weight")))
-        return isinstance(index, Tensor) and _chooses_rows(table, [index], constants)
-    if name in _BY_INDEX or name in _ALONG_FIRST:
-        names = ("input", "indices", "dim") if name == "take_along_dim" else ("input", "dim", "index")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        index, dim = given.get("index", given.get("indices")), given.get("dim")
-        along_first = name in _BY_INDEX or dim == 0 or (isinstance(dim, int) and dim == -given["input"].dim())
-        return along_first and isinstance(index, Tensor) and _chooses_rows(given["input"], [index], constants)
-    if name in _NAMES or (name == "where" and len(args) + len(kwargs) == 1):
+        offsets = kwargs.get("offsets", args[2] if name == "embedding_bag" and len(args) > 2 else None)
+        if isinstance(offsets, Tensor) and offsets not in constants:
+            return True
+        return isinstance(index, Tensor) and _chooses_rows([table], [index], constants)
+    if name in _BY_INDEX or name in _INTO_INDEX or name in _ALONG or name in _INTO_ALONG:
+        values, dim, indices, moved = _parts(name, args, kwargs)
+        if (name in _ALONG or name in _INTO_ALONG) and _is_within_examples(values, dim, examples):
+            return False
+        return _chooses_rows(moved, indices, constants)
+    if name in _NAMES or (name == "where" and len(given) == 1):
         return any(value not in constants for value in tensors_in((args, kwargs)))
-    if name == "repeat_interleave":
-        repeats = kwargs.get("repeats", args[1] if len(args) > 1 else None)
-        return isinstance(repeats, Tensor) and repeats not in constants
+    if name in ("repeat_interleave", "tensor_split"):
+        sizes = [value for value in given[1:] if isinstance(value, Tensor)]
+        return any(value not in constants for value in sizes)
+    if name == "grid_sample":
+        images, grid = (kwargs.get(key, args[at] if len(args) > at else None) for at, key in enumerate(("input", "grid")))
+        return isinstance(grid, Tensor) and grid not in constants and isinstance(images, Tensor) and len(images) % examples > 0
+    if name in _PRODUCTS or name in _SPARSE_PRODUCTS:
+        return _combines_rows(tensors_in((args, kwargs)), constants, examples, dense=name in _PRODUCTS)
     return False
 
 
-def _chooses_rows(values: Any, indices: list[Tensor], constants: Constants, *, within: bool = False) -> bool:
+def _parts(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[Tensor], list[Any]]:
+    """Return values, axis, indices and what is moved by them, of however the function was called."""
+    if name == "take_along_dim":
+        names: tuple[str, ...] = ("input", "indices", "dim")
+    elif name.startswith("index_put"):
+        names = ("input", "indices", "values")
+    else:
+        names = ("input", "dim", "index", "source" if name in _INTO_INDEX else "src")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    indices = tensors_in([given.get("index", given.get("indices"))])
+    written = [given.get(key) for key in ("source", "src", "values", "value", "tensor1")]
+    values = given.get("input", given.get("self"))
+    moved = [value for value in (values, *written) if isinstance(value, Tensor) and (value is values or value.dim())]
+    return values, given.get("dim"), indices, moved
+
+
+def _is_within_examples(values: Any, dim: Any, examples: int) -> bool:
+    """Whether an index along this axis stays within an example: the axis is behind theirs."""
+    if not isinstance(values, Tensor) or not isinstance(dim, int):
+        return False
+    axis, shape = dim % max(1, values.dim()), values.shape
+    before = [k for k in range(axis) if shape[k] > 1 or examples == 1]
+    return any(shape[k] % examples == 0 for k in before if k < 2)
+
+
+def _is_every_row(index: Tensor, values: Any) -> bool:
+    """Whether an index is arange(n), or a column of it: then what goes with it says what is taken from each row."""
+    if not isinstance(values, Tensor) or not values.dim() or index.dtype in _MASKS or index.numel() != len(values):
+        return False
+    return torch.equal(index.flatten(), torch.arange(len(values), dtype=index.dtype, device=index.device))
+
+
+def _combines_rows(tensors: list[Tensor], constants: Constants, examples: int, *, dense: bool) -> bool:
+    """Whether a matrix made of data adds up rows of data: a sparse one, or one that meets as many rows as there are tokens."""
+    if any(value.layout != torch.strided and value not in constants for value in tensors):
+        return True
+    if not dense or len(tensors) < 2 or examples == 1:
+        return False
+    left, right = tensors[:2]
+    matrices = left.dim() == 2 and right.dim() == 2 and left not in constants and right not in constants
+    return matrices and len(right) % examples == 0
+
+
+def _chooses_rows(moved: Iterable[Any], indices: list[Tensor], constants: Constants, *, within: bool = False) -> bool:
     """Whether indices from the data choose rows of the data, or by one along the first axis, `within` its rows alone."""
     if any(index.dtype in _MASKS and index not in constants for index in indices):
         return True
     integers = [index for index in indices if index.dtype not in _MASKS]
     if not integers or within or all(index in constants for index in integers):
         return False
-    return not (isinstance(values, Tensor) and values in constants)
+    return not all(isinstance(values, Tensor) and values in constants for values in moved)

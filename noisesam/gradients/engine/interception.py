@@ -108,7 +108,7 @@ class Interception(TorchFunctionMode):
         if func is torch.Tensor.register_hook and parameter is None and callable(args[-1]):
             args = (*args[:-1], self.tape.watched(args[-1]))
         if parameter is None:
-            if not self.tape.sized_by_data and sized_by_values(func, args, kwargs, self.tape.constants):
+            if not self.tape.sized_by_data and sized_by_values(func, args, kwargs, self.tape.constants, self.tape.examples):
                 self.tape.sized_by_data = _describe(func)
             return self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs, tensors)
         refuse_recomputation()

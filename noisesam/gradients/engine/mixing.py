@@ -44,7 +44,7 @@ def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[
         )
     if not bool(output.isfinite().all()):
         return
-    tolerance = rounding_of(model, output).tolerance
+    tolerance = rounding_of(model.parameters(), output).tolerance
     if not _reaches_others(model, inputs):
         alone = alone | _apart_in_halves(model, inputs, output, tolerance, state)
         apart = [row for row, own in alone.items() if not close(output[row : row + 1], own, tolerance)]

@@ -7,7 +7,7 @@ weights moved for a moment, example by example: plain torch, whatever the model 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from noisesam.gradients.recomputation import evaluate
 
 SHARE = 0.05
 """Length of the perturbation as a share of that of the weights, or of 1 where they are zero."""
+AT_W = 4
+"""How many times as far as at w a batch and an example alone may be apart elsewhere, by the roundings of a frozen part."""
 
 
 def agrees_at_perturbed_weights(
@@ -39,7 +41,7 @@ def agrees_at_perturbed_weights(
         gradient: The direction of the perturbation, of every example.
         rows: The examples that are compared.
     """
-    parameters, rounding = engine.parameters, rounding_of(engine.model, point.logits)
+    parameters, rounding = engine.parameters, rounding_of(engine.parameters.values(), point.logits)
     if not gradient.factors:
         return True
     length = math.hypot(*(float(torch.linalg.vector_norm(parameter.detach())) for parameter in parameters.values()))
@@ -47,10 +49,14 @@ def agrees_at_perturbed_weights(
     eps = gradient.perturbation(radii, gradient.norm())
     with torch.enable_grad():  # as a model runs at w: without gradients it may be another
         alone = [_alone(engine.model, parameters, inputs, eps, row) for row in rows]
+        apart = _apart_at_w(engine, inputs, point, rows, rounding)
     for graph in (False, True):  # without a graph every layer may meet what it has met before; the last may use up eps
         with torch.set_grad_enabled(graph):
             moved = engine.at(inputs, eps, previous=point, consume=graph).logits
-        if not all(_agree(point, moved, row, expected, rounding) for row, expected in zip(rows, alone, strict=True)):
+        if not all(
+            _agree(point, moved, row, expected, rounding, apart.get(row, 0.0))
+            for row, expected in zip(rows, alone, strict=True)
+        ):
             return False
     return True
 
@@ -64,20 +70,30 @@ def agrees_for_all_examples(engine: Engine, inputs: Inputs, perturbation: Mappin
             moved = engine.at(inputs, dict(perturbation), previous=point).logits
         except UnsupportedParameterUse:
             return False
-        rounding = rounding_of(model, point.logits)
+        rounding = rounding_of(parameters.values(), point.logits)
+        apart = _apart_at_w(engine, inputs, point, range(len(point.logits)), rounding)
         return all(
-            _agree(point, moved, row, _alone(model, parameters, inputs, perturbation, row), rounding)
+            _agree(point, moved, row, _alone(model, parameters, inputs, perturbation, row), rounding, apart.get(row, 0.0))
             for row in range(len(point.logits))
         )
 
 
-def _agree(point: Point, moved: Tensor, row: int, expected: Tensor, rounding: Rounding) -> bool:
-    """Whether an output is as expected, to a share of how far it is from that at w."""
+def _apart_at_w(engine: Engine, inputs: Inputs, point: Point, rows: Iterable[int], rounding: Rounding) -> dict[int, float]:
+    """Return by how much the output of an example alone differs at w, where a frozen part computes in coarser numbers."""
+    if rounding_of(engine.model.parameters(), point.logits).eps == rounding.eps:
+        return {}
+    with torch.enable_grad():
+        alone = {row: evaluate(engine.model, take(inputs, slice(row, row + 1))).detach() for row in rows}
+    return {row: float((own - point.logits[row : row + 1]).abs().max()) for row, own in alone.items()}
+
+
+def _agree(point: Point, moved: Tensor, row: int, expected: Tensor, rounding: Rounding, apart: float) -> bool:
+    """Whether an output is as expected, to a share of how far it is from that at w, where they are `apart` already."""
     if not bool(expected.isfinite().all()):
         return True
     change, level = (expected - point.logits[row : row + 1]).abs().max(), expected.abs().max()
     size = torch.maximum(level, change) if rounding.tolerance > COARSE else change
-    allowed = rounding.tolerance * size + ROUNDINGS * rounding.eps * level
+    allowed = rounding.tolerance * size + ROUNDINGS * rounding.eps * level + AT_W * apart
     return bool((moved[row : row + 1] - expected).abs().max() <= allowed)
 
 

@@ -32,7 +32,7 @@ from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.mixing import refuse_mixing
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
-from noisesam.gradients.engine.rounding import Rounding, rounding_of
+from noisesam.gradients.engine.rounding import Rounding, has_few_bits, rounding_of
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent
 from noisesam.gradients.engine.twins import Twins, twins_of, weights_of_rows
 from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
@@ -209,14 +209,15 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
     except FAILURES as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
         return _different(f"it does not go through with a row for every example: {first_line(error)}")
-    heard, rewrites = loudness(point, gradient, engine.model), point.tape.rewrites
+    heard, rewrites = loudness(point, gradient), point.tape.rewrites
     if point.tape.sized_by_data:
         return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
     if not bool(point.logits.isfinite().all()):
         return None
-    rounding = rounding_of(engine.model, point.logits)
+    rounding = rounding_of(engine.parameters.values(), point.logits)
+    rounding_of_all = rounding_of(engine.model.parameters(), point.logits)
     for row, twin in twins.of_rows.items():
-        if not close(point.logits[row : row + 1], twin.alone, rounding.tolerance):
+        if not close(point.logits[row : row + 1], twin.alone, rounding_of_all.tolerance):
             return _different("the model draws random numbers outside dropout")
         norms = {name: _norm_in_double(factor, row) for name, factor in gradient.factors.items()}
         largest = max(twin.norms.values(), default=0.0)
@@ -269,7 +270,8 @@ def _agrees_when_perturbed(
     """Compare at w + eps_i in at least float32: sixteen bits round as much as a small perturbation changes."""
     kind = point.logits.device.type
     if not torch.is_autocast_enabled(kind):
-        if rounding_of(engine.model, point.logits).few_bits:
+        kinds = {point.logits.dtype}, {parameter.dtype for parameter in engine.parameters.values()}
+        if any(kind and all(map(has_few_bits, kind)) for kind in kinds):
             return True
         return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows)
     with torch.autocast(kind, enabled=False):

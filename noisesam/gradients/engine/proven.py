@@ -135,7 +135,7 @@ class ProvenEngine(Engine):
         Raises:
             EngineChangedError: The proof fails there.
         """
-        speaking = loudest(loudness(point, gradient, self.model, self._verdicts[point.tape.trace].reused))
+        speaking = loudest(loudness(point, gradient, self._verdicts[point.tape.trace].reused))
         if not speaking and point.tape.rewrites == self._verdicts[point.tape.trace].rewrites:
             return
         verdict, trace = prove(FastEngine(self.model, self.parameters), inputs, speaking.values()), point.tape.trace

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 ROUNDINGS = 1000
 """Roundings of the largest by which a small part may be off."""
@@ -23,11 +24,6 @@ class Rounding:
     """The distance of 1 from the next number, of the coarsest numbers."""
 
     @property
-    def few_bits(self) -> bool:
-        """Whether a small perturbation may change no more than rounding does."""
-        return self.eps >= torch.finfo(torch.float16).eps
-
-    @property
     def noise(self) -> float:
         """The share of the largest below which a small part is rounding."""
         return min(self.tolerance, ROUNDINGS * self.eps)
@@ -41,14 +37,21 @@ class Rounding:
         return 2 * (self.tolerance if reused or self.tolerance > COARSE else self.noise)
 
 
-def rounding_of(model: nn.Module, output: Tensor) -> Rounding:
-    """Return what is allowed of this model, whose layers may compute in coarser numbers than its outputs are of.
+def has_few_bits(kind: torch.dtype) -> bool:
+    """Whether a small perturbation of such numbers may change no more than rounding does."""
+    return kind.is_floating_point and torch.finfo(kind).eps >= torch.finfo(torch.float16).eps
+
+
+def rounding_of(parameters: Iterable[Tensor], output: Tensor) -> Rounding:
+    """Return what is allowed where these weights take part, which may be of coarser numbers than the outputs are.
 
     Args:
-        model: The model; a layer that it computes in float32 has weights of float32.
-        output: Its outputs, under the present autocast.
+        parameters: The trainable ones, where gradients and what a perturbation changes are compared: coarse numbers in a
+            frozen part are the same to both sides, and no reason to look less closely. All, where a batch is compared with
+            an example alone.
+        output: The model's outputs, under the present autocast.
     """
-    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()} | {output.dtype}
+    kinds = {parameter.dtype for parameter in parameters if parameter.is_floating_point()} | {output.dtype}
     eps = max(torch.finfo(kind).eps for kind in kinds)
     return Rounding(_tolerance(output, eps), eps)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +21,8 @@ from noisesam.gradients.recomputation import evaluate
 
 SMALLER = 1024
 """How much smaller a gradient is sent back to see if the reverse pass is linear: by a power of two roundings scale, too."""
+
+ENTRIES_AT_A_TIME = 2**18
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,13 @@ def _refuse_reverse_pass_that_is_not_linear(
     if torch.float16 in {output.dtype, *(parameter.dtype for parameter in engine.model.parameters())}:
         return  # its smallest number is 6e-8: a thousandth may not be there
     smaller = named_plain_gradients(engine.parameters, output, cotangent / SMALLER, retain_graph=True)
-    places = Counter(gradient.untyped_storage().data_ptr() for gradient in smaller.values() if gradient is not None)
     sizes = {name: float(whole_norm(gradient)) for name, gradient in found.items() if gradient is not None}
     if not all(math.isfinite(size) for size in sizes.values()):
         return
-    rounding, largest = rounding_of(engine.model, output), max(sizes.values(), default=0.0)
+    rounding, largest = rounding_of(engine.parameters.values(), output), max(sizes.values(), default=0.0)
     for name, size in sizes.items():
         first, second = found[name], smaller.get(name)
-        gap = size
-        if first is not None and second is not None:
-            # In place, without a third tensor as large as the largest weight, where this memory is of one gradient alone.
-            alone = places[second.untyped_storage().data_ptr()] == 1 and 0 not in second.stride()
-            scaled = second if alone else second.clone(memory_format=torch.contiguous_format)
-            gap = float(whole_norm(scaled.mul_(-SMALLER).add_(first)))
+        gap = size if first is None or second is None else _gap(first, second)
         if math.isfinite(gap) and not gap <= rounding.allowed_difference(size, largest):
             raise InputError(
                 f"The reverse pass of {type(engine.model).__name__} is not linear: it does not make of a {SMALLER}th of a "
@@ -94,6 +89,18 @@ def _refuse_reverse_pass_that_is_not_linear(
                 expected="a reverse pass that multiplies with a Jacobian, without clipping, signs or normalisation",
                 remedy="Take such hooks out of the model; clip after the step, as torch.nn.utils.clip_grad_norm_ does.",
             )
+
+
+def _gap(gradient: Tensor, smaller: Tensor) -> float:
+    """Return the norm of what a gradient differs by from SMALLER times another, part by part: a model has large weights.
+
+    Not in place of the other: where parameters are only added, one piece of memory is the gradient of several.
+    """
+    if gradient.dim() == 0:
+        return float(abs(gradient - smaller * SMALLER))
+    rows = max(1, ENTRIES_AT_A_TIME * len(gradient) // max(1, gradient.numel()))
+    parts = zip(gradient.split(rows), smaller.split(rows), strict=True)
+    return float(whole_norm(torch.stack([whole_norm(one - other * SMALLER) for one, other in parts])))
 
 
 def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, float]:

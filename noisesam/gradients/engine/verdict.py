@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisesam.gradients.engine.fast import TapedPoint
 from noisesam.gradients.engine.rounding import rounding_of
@@ -61,14 +61,13 @@ class Comparison:
 
 
 def loudness(
-    point: TapedPoint, gradient: PerExampleGradient, model: nn.Module, reused: Container[str] | None = None
+    point: TapedPoint, gradient: PerExampleGradient, reused: Container[str] | None = None
 ) -> dict[Use, Float[Tensor, " n"]]:
     """Return the norm of each use by that up to which it would not be seen that the use is wrong.
 
     Args:
         point: An evaluation whose last pull-back has told the norms of some uses.
         gradient: What that has found.
-        model: Whose gradient that is.
         reused: The parameters with more than one use; None where all are told of.
     """
     told = point.tape.use_norms
@@ -76,7 +75,7 @@ def loudness(
         return {}
     if reused is None:
         reused = {name for name, place in told if place > 0}
-    whole, rounding = gradient.norm().double(), rounding_of(model, point.logits)
+    whole, rounding = gradient.norm().double(), rounding_of(point.parameters.values(), point.logits)
     # A parameter's gradient is compared as a whole, and a small use beside a large one with that.
     bounds = [rounding.quiet(reused=name in reused) * whole for name, _ in told]
     ratios = torch.stack([norms.double().sqrt() / bound for norms, bound in zip(told.values(), bounds, strict=True)])

@@ -8,6 +8,8 @@ other. So the number tells apart what may move an example to another row or axis
 from __future__ import annotations
 
 import weakref
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -91,6 +93,8 @@ def _plain(value: Any) -> Any:
         return value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, (numpy.integer, numpy.bool_)):
         return _plain(value.item())
+    if isinstance(value, (range, array, deque)):
+        return _plain(tuple(value))
     return None
 
 
@@ -98,16 +102,18 @@ def _place(value: Any) -> Any:
     """Return the same of an index: a whole number in a tensor counts as that number."""
     if isinstance(value, (tuple, list)):
         return tuple(_place(part) for part in value)
-    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point() and not value.is_complex():
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point() and not value.is_complex():
         return _plain(value.item())
     return _plain(value)
 
 
-def _contents(value: Any) -> Any:
-    """Return the same of numbers of which a tensor is made, several fractions among them: by order they choose rows."""
+def _contents(value: Any, *, several: bool = False) -> Any:
+    """Return the same of numbers of which a tensor is made, fractions among them where there are several: they choose rows."""
+    if isinstance(value, (range, array, deque)):
+        value = tuple(value)
     if isinstance(value, (tuple, list)):
-        several = len(value) > 1
-        return tuple(
-            float(part) if several and isinstance(part, (float, numpy.floating)) else _contents(part) for part in value
-        )
+        several = several or len(value) > 1
+        return tuple(_contents(part, several=several) for part in value)
+    if several and isinstance(value, (float, numpy.floating)):
+        return float(value)
     return _plain(value)
