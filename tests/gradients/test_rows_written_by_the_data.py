@@ -124,6 +124,45 @@ def test_tokens_are_whose_they_are_however_they_are_brought_to_their_experts(way
     assert error(model, x) <= 1e-12
 
 
+class Turned(nn.Module):
+    """The examples are turned by as many as their first numbers say, and turned back."""
+
+    def __init__(self):
+        super().__init__()
+        self.l, self.h = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        by = (x[:, 0] > 0).sum().reshape(1)
+        back = len(x) - by
+        done = self.l(torch.cat([x[by:], x[:by]]))
+        return self.h(torch.tanh(torch.cat([done[back:], done[:back]])))
+
+
+def test_a_bound_in_a_tensor_of_one_axis_is_the_number_that_it_is():
+    model, x = Turned(), normal(4, WIDTH)
+    for turned in (0, 1, 3, 1):
+        x[:, 0] = torch.where(torch.arange(4) < turned, 1.0, -1.0)
+        assert error(model, x) <= 1e-12
+
+
+def test_an_index_of_a_single_number_is_no_way_of_its_own():
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.h = nn.Parameter(torch.randn(40, WIDTH)), nn.Linear(WIDTH, 3)
+            self.double()
+
+        def forward(self, token):
+            return self.h(torch.tanh(self.table[token]))
+
+    model = Looked()
+    for number in range(40):
+        token = torch.tensor([number])
+        assert error(model, token, LABELS[:1]) <= 1e-12
+        assert engine_for(model, token).name == "fast"
+
+
 WITHIN = {
     "gather": lambda h: h.gather(1, h.argsort(1)),
     "gather of images": lambda h: h.unflatten(2, (2, 3)).gather(2, h.unflatten(2, (2, 3)).argsort(2)).flatten(2),

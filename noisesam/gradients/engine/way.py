@@ -88,7 +88,9 @@ def _plain(value: Any) -> Any:
     if kind is tuple or kind is list or isinstance(value, (tuple, list)):
         return tuple(_plain(part) for part in value)
     if kind is slice:
-        return tuple(_place(part) for part in (value.start, value.stop, value.step))
+        # A bound may be a tensor of one number, of whatever axes; an index of one number chooses a row, as longer ones do.
+        bounds = (value.start, value.stop, value.step)
+        return tuple(_place(part.reshape(()) if isinstance(part, Tensor) and part.numel() == 1 else part) for part in bounds)
     if isinstance(value, numpy.ndarray):
         return value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, (numpy.integer, numpy.bool_)):
@@ -102,7 +104,7 @@ def _place(value: Any) -> Any:
     """Return the same of an index: a whole number in a tensor counts as that number."""
     if isinstance(value, (tuple, list)):
         return tuple(_place(part) for part in value)
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point() and not value.is_complex():
+    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point() and not value.is_complex():
         return _plain(value.item())
     return _plain(value)
 
