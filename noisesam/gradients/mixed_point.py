@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -111,10 +110,14 @@ def mixed_point_gradient(
 
 def check_rho(rho: float) -> float:
     """Refuse a radius that is not a finite number of at least zero."""
-    if isinstance(rho, bool) or not isinstance(rho, Real) or not 0 <= rho <= sys.float_info.max:
+    try:
+        radius = float("nan") if isinstance(rho, bool) or not isinstance(rho, Real) else float(rho)
+    except OverflowError:  # a whole number beyond any float
+        radius = float("inf")
+    if not 0 <= radius < float("inf"):
         remedy = "Type a small length, such as rho=0.05; rho=0 perturbs nothing."
         raise InputError(f"rho={rho!r}", expected="a finite radius of at least 0, in the units of the weights", remedy=remedy)
-    return float(rho)
+    return radius
 
 
 @torch.enable_grad()
