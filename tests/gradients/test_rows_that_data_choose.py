@@ -322,6 +322,29 @@ def test_a_reverse_pass_that_is_not_linear_is_refused(change, engine):
         mixed_point_gradient(Hooked(CHANGES[change]).double(), normal(4, 5), LABELS, engine=engine, **ONE_SAM)
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_frozen_number_of_sixteen_bits_hides_no_reverse_pass_that_is_not_linear(change):
+    model = Hooked(CHANGES[change]).double()
+    model.scale = nn.Parameter(torch.ones((), dtype=torch.float16), requires_grad=False)
+    with pytest.raises(InputError, match="reverse pass of Hooked is not linear"):
+        mixed_point_gradient(model, normal(4, 5), LABELS, **ONE_SAM)
+
+
+@BOTH  # its own rounding may take it to the slower engine
+def test_a_frozen_layer_of_sixteen_bits_on_the_way_is_linear():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = nn.Linear(5, 5).half().requires_grad_(False)
+            self.l, self.h = nn.Linear(5, 5).double(), nn.Linear(5, 3).double()
+
+        def forward(self, x):
+            return self.h(torch.tanh(self.base(torch.tanh(self.l(x)).half()).double()))
+
+    for _ in range(5):
+        assert error(Half(), normal(4, 5)) <= 10 * torch.finfo(torch.float16).eps
+
+
 def test_a_reverse_pass_that_scales_is_linear():
     assert error(Hooked(lambda gradient: -0.3 * gradient).double(), normal(4, 5)) <= 1e-12
 

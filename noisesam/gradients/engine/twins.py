@@ -23,6 +23,7 @@ SMALLER = 1024
 """How much smaller a gradient is sent back to see if the reverse pass is linear: by a power of two roundings scale, too."""
 
 ENTRIES_AT_A_TIME = 2**18
+"""How many numbers of a gradient are compared at a time: a megabyte of float32 beside gradients as large as the model."""
 
 
 @dataclass(frozen=True)
@@ -72,35 +73,38 @@ def _refuse_reverse_pass_that_is_not_linear(
     engine: FastEngine, output: Tensor, cotangent: Tensor, found: Mapping[str, Tensor | None]
 ) -> None:
     """Refuse what clips, normalises or counts in the reverse pass: J^T r is then no product of a Jacobian with r."""
-    if torch.float16 in {output.dtype, *(parameter.dtype for parameter in engine.model.parameters())}:
+    if output.dtype == torch.float16:
         return  # its smallest number is 6e-8: a thousandth may not be there
-    smaller = named_plain_gradients(engine.parameters, output, cotangent / SMALLER, retain_graph=True)
+    half = any(parameter.dtype == torch.float16 for parameter in engine.model.parameters())
+    times = 2 if half else SMALLER  # a thousandth of such a number may not be there, a half is
+    smaller = named_plain_gradients(engine.parameters, output, cotangent / times, retain_graph=True)
     sizes = {name: float(whole_norm(gradient)) for name, gradient in found.items() if gradient is not None}
     if not all(math.isfinite(size) for size in sizes.values()):
         return
-    rounding, largest = rounding_of(engine.parameters.values(), output), max(sizes.values(), default=0.0)
+    rounding = rounding_of(engine.model.parameters() if half else engine.parameters.values(), output)
+    largest = max(sizes.values(), default=0.0)
     for name, size in sizes.items():
         first, second = found[name], smaller.get(name)
-        gap = size if first is None or second is None else _gap(first, second)
+        gap = size if first is None or second is None else _gap(first, second, times)
         if math.isfinite(gap) and not gap <= rounding.allowed_difference(size, largest):
             raise InputError(
-                f"The reverse pass of {type(engine.model).__name__} is not linear: it does not make of a {SMALLER}th of a "
-                f"gradient a {SMALLER}th of that of {name!r}",
+                f"The reverse pass of {type(engine.model).__name__} is not linear: a gradient {times} times as small does not "
+                f"become {times} times as small at {name!r}",
                 expected="a reverse pass that multiplies with a Jacobian, without clipping, signs or normalisation",
                 remedy="Take such hooks out of the model; clip after the step, as torch.nn.utils.clip_grad_norm_ does.",
             )
 
 
-def _gap(gradient: Tensor, smaller: Tensor) -> float:
-    """Return the norm of what a gradient differs by from SMALLER times another, part by part: a model has large weights.
+def _gap(gradient: Tensor, smaller: Tensor, times: int) -> float:
+    """Return the norm of what a gradient differs by from so many times another, part by part: a model has large weights.
 
     Not in place of the other: where parameters are only added, one piece of memory is the gradient of several.
     """
     if gradient.dim() == 0:
-        return float(abs(gradient - smaller * SMALLER))
+        return float(abs(gradient - smaller * times))
     rows = max(1, ENTRIES_AT_A_TIME * len(gradient) // max(1, gradient.numel()))
     parts = zip(gradient.split(rows), smaller.split(rows), strict=True)
-    return float(whole_norm(torch.stack([whole_norm(one - other * SMALLER) for one, other in parts])))
+    return float(whole_norm(torch.stack([whole_norm(one - other * times) for one, other in parts])))
 
 
 def _norms_of_row(engine: FastEngine, output: Tensor, row: int) -> dict[str, float]:
