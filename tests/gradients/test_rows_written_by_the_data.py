@@ -266,6 +266,6 @@ def test_a_buffer_that_has_come_to_rest_is_read_and_updated_all_the_same(build):
     for _ in range(300):
         model(x)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(InputError, match=r"updates a buffer in its forward pass and reads it there|writes to|mixes"):
+    with pytest.raises(InputError, match="updates a buffer in its forward pass and reads it there"):
         mixed_point_gradient(model, x, LABELS, **ONE_SAM)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
