@@ -24,7 +24,7 @@ _MASKS = (torch.bool, torch.uint8)
 _BY_INDEX = {"index_select", "index_fill", "index_fill_"}
 """One index for all examples, along whatever axis."""
 _INTO_INDEX = {
-    "__setitem__", "index_put", "index_put_", "index_add", "index_add_", "index_copy", "index_copy_", "index_reduce",
+    "index_put", "index_put_", "index_add", "index_add_", "index_copy", "index_copy_", "index_reduce",
     "index_reduce_",
 }  # fmt: skip
 """The same, from another tensor: its rows are those that are moved, whatever they are written to."""
@@ -97,7 +97,7 @@ def _parts(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[An
         names = ("input", "dim", "index", "source" if name in _INTO_INDEX else "src")
     given = dict(zip(names, args, strict=False)) | kwargs
     indices = tensors_in([given.get("index", given.get("indices"))])
-    written = [given.get(key) for key in ("source", "src", "values", "value", "tensor1")]
+    written = [given.get(key) for key in ("source", "src", "values")]
     values = given.get("input", given.get("self"))
     moved = [value for value in (values, *written) if isinstance(value, Tensor) and (value is values or value.dim())]
     return values, given.get("dim"), indices, moved
