@@ -17,8 +17,9 @@ from noisesam.gradients.factors import Dense, Factor, Shared
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.memory import check_memory_budget, chunk_for
 from noisesam.gradients.mixed_point import check_rho, gradient_and_norm
+from noisesam.gradients.module_state import modules_kept
 from noisesam.gradients.points import Engine, begun_again
-from noisesam.gradients.randomness import RandomState, buffers_kept
+from noisesam.gradients.randomness import RandomState
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def decompose(
     if rho is not None and perturbation is not None:
         raise InputError("Both rho and perturbation", expected="one of them", remedy="Leave one out.")
     radii = None if rho is None else dict.fromkeys(trainable(model), check_rho(rho))
-    with buffers_kept(model):
+    with modules_kept(model):
         return decompose_batch(
             model,
             Batch.of(inputs, targets),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from noisesam.gradients.batch import devices_of
-from noisesam.gradients.traversal import modules_of
+from noisesam.gradients.module_state import modules_kept
 
 
 @dataclass(frozen=True)
@@ -52,34 +52,15 @@ class RandomState:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave generators, buffers and gradients as they were; inside no parameter has a `.grad`."""
+    """Leave generators, buffers, attributes and gradients as they were; inside no parameter has a `.grad`."""
     state = RandomState.capture(devices_of(model))
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with buffers_kept(model):
+        with modules_kept(model):
             yield
     finally:
         state.restore()
         for parameter, gradient in gradients:
             parameter.grad = gradient
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Leave the buffers as they were: the same tensors, where a model puts others in their place, with the same entries."""
-    kept = [(module._buffers, name, buffer) for module in modules_of(model) for name, buffer in module._buffers.items()]
-    copies = [None if buffer is None else buffer.clone() for _, _, buffer in kept]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for (buffers, name, buffer), copy in zip(kept, copies, strict=True):
-                buffers[name] = buffer
-                if buffer is not None and copy is not None and not _equal(buffer, copy):
-                    buffer.copy_(copy)  # writing what is there would spoil a graph that somebody holds
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and torch.equal(first, second)

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from noisesam.gradients.module_state import ModuleState
+
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode for a while and leave everything as it was, also after an exception.
 
     Dropout is off and BatchNorm uses its running statistics inside. Restored are the training flag of every submodule, every
-    `.grad` (the same tensor, never written to), the buffers, and torch's generators of the CPU and of the model's devices.
+    `.grad` (the same tensor, never written to), the buffers and attributes of the modules, and torch's generators of the CPU
+    and of the model's devices.
 
     Args:
         model: the model that is looked at.
@@ -32,7 +35,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    state = ModuleState(model)
     devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
@@ -45,7 +48,4 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 module.training = mode
             for parameter, gradient in gradients:
                 parameter.grad = gradient
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)
+            state.restore()

@@ -102,6 +102,10 @@ INDEXED = {
     "a number written to all positions": ((), written((slice(None), slice(None), 0))),
     "a number in masked places": ((), lambda h, p: h.masked_fill(h > 0.2, p)),
     "a number in masked places, in place": ((), lambda h, p: (h * 2).masked_fill_(h > 0.2, p)),
+    "matrices of two heads, of a first axis of one": (
+        (2, 2, 7),
+        lambda h, p: torch.matmul(h.unflatten(2, (2, 2)).transpose(1, 2), torch.tanh(p)[None]),
+    ),
     "a tensordot": ((WIDTH, 3), lambda h, p: torch.tensordot(h, p, dims=1)),
     "a tensordot over given axes": ((3, WIDTH), lambda h, p: torch.tensordot(h, p, dims=([2], [1]))),
     "a tensordot over positions and features": ((POSITIONS, WIDTH, 6), lambda h, p: torch.tensordot(h, p)),
@@ -159,3 +163,35 @@ def test_what_a_parameter_has_become_may_be_written_to_only_where_nobody_else_se
     with torch.no_grad():
         model(x)
     check(model, x, engine="reference")
+
+
+class BesideATable(nn.Module):
+    """Tokens (n, T, d) and a fixed table (1, T, d) of the model, which meets its weights in a given way."""
+
+    def __init__(self, meet):
+        super().__init__()
+        self.register_buffer("table", torch.randn(1, POSITIONS, WIDTH))
+        self.gate, self.meet = nn.Parameter(torch.ones(1)), meet
+        self.placed, self.mixer, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.meet(self, torch.tanh(self.mixer(x)))).mean(1))
+
+
+TABLES = {
+    "once for all": lambda m, h: h + m.placed(m.table),
+    "without its first axis": lambda m, h: h + m.placed(m.table[0]),
+    "as keys and values": lambda m, h: (h @ torch.tanh(m.placed(m.table[0])).t()) @ m.placed(m.table[0]),
+    "expanded over the examples": lambda m, h: h + m.placed(m.table.expand(len(h), -1, -1)),
+    "repeated for every example": lambda m, h: h + m.placed(m.table.repeat(len(h), 1, 1)),
+    "expanded, behind a softmax and a gate": (
+        lambda m, h: h + torch.sigmoid(m.gate) * m.placed(m.table.expand(len(h), -1, -1)).softmax(-1)
+    ),
+    "expanded, as latents that attend": lambda m, h: (h @ m.placed(m.table.expand_as(h)).transpose(1, 2)) @ m.table.tanh(),
+}
+
+
+@pytest.mark.parametrize("examples", [1, EXAMPLES, POSITIONS])  # as many as positions: shapes alone cannot tell
+@pytest.mark.parametrize("way", TABLES)
+def test_a_fixed_table_meets_weights_with_and_without_a_row_for_every_example(way, examples):
+    check(BesideATable(TABLES[way]), torch.randn(examples, POSITIONS, WIDTH))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from noisesam.gradients.batch import Inputs, batch_size, devices_of
 from noisesam.gradients.engine import rules
 from noisesam.gradients.engine.constants import Constants
+from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.interception import Interception
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
@@ -30,9 +31,11 @@ class FastEngine(Engine):
     name = "fast"
     proven_without_gradients = True
 
-    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], *, prefers_second: bool = False) -> None:
+    def __init__(self, model: nn.Module, parameters: dict[str, nn.Parameter], *, guess: Guess = Guess.EXAMPLES_FIRST) -> None:
         super().__init__(model, parameters)
-        self.prefers_second = prefers_second
+        self.guess = guess
+        self.constants_in_doubt = False
+        """Whether a weight has met a constant of the model with as many rows as there were examples."""
 
     def at(
         self,
@@ -46,11 +49,14 @@ class FastEngine(Engine):
         """Evaluate the model at w, or at w + eps_i."""
         before = previous.tape if isinstance(previous, TapedPoint) else None
         constants = Constants(self._held())
-        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.prefers_second, consume, constants)
+        tape = Tape(self.parameters, batch_size(inputs), perturbation, before, self.guess, consume, constants)
         tape.perturbed_passes = perturbed_passes
         devices = devices_of(self.model) if before is None else ()
         start = RandomState.capture(devices) if before is None else None
-        output = evaluate(self.model, inputs, under=Interception(tape))
+        try:
+            output = evaluate(self.model, inputs, under=Interception(tape))
+        finally:
+            self.constants_in_doubt |= tape.constants_in_doubt
         tape.draws = start is not None and not start.holds()
         return TapedPoint(tape, output, self.parameters)
 

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.data_sizes import sized_by_values
+from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.pooling import in_quick_order
 from noisesam.gradients.engine.tape import Tape
 from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse, mark_as_of_a_function
@@ -126,7 +127,16 @@ class Interception(TorchFunctionMode):
         return result
 
     def _all_weights(self, tensors: list[Tensor]) -> bool:
-        return all(self.tape.tracks(value) or self.tape.constants.holds(value) for value in tensors)
+        return all(self.tape.tracks(value) or self._is_beside_examples(value) for value in tensors)
+
+    def _is_beside_examples(self, value: Tensor) -> bool:
+        """Whether this is a constant of the model without the examples' axis; where it has as many rows it is guessed."""
+        if not self.tape.constants.holds(value):
+            return False
+        if value.dim() < 2 or value.shape[0] != self.tape.examples or value.shape[0] == 1:
+            return True
+        self.tape.constants_in_doubt = True
+        return self.tape.guess is not Guess.EXAMPLES_IN_CONSTANTS
 
 
 def _describe(function: Callable[..., Any]) -> str:

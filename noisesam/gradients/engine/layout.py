@@ -1,7 +1,7 @@
 """Where the examples are in an intermediate tensor: first axis, second axis (sequence first), or merged with positions.
 
 The shape alone cannot tell when the number of positions equals the number of examples, so the guess made here is proven
-per model and batch shape (`proof`); `prefers_second` is the other guess.
+per model and batch shape (`proof`); `guess` has the others.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.fast import FastEngine
+from noisesam.gradients.engine.first_pass import fill_tables
+from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.mixing import refuse_mixing
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
 from noisesam.gradients.engine.rounding import Rounding, has_few_bits, rounding_of
@@ -65,6 +67,7 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
             generator, or has a reverse pass that is not linear.
     """
     model = engine.model
+    fill_tables(model, inputs)
     with undisturbed(model), torch.enable_grad(), WithoutDropout():
         torch.clear_autocast_cache()  # a cast from before is no copy that the model keeps
         size, start = batch_size(inputs), next_number()
@@ -89,8 +92,10 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
         _refuse_gradients_on_the_way(model)
         kept = bool(rows_of_batch.total)
         found = None
-        for prefers_second in (False, True):
-            engine.prefers_second = prefers_second
+        for guess in Guess:
+            if guess is Guess.EXAMPLES_IN_CONSTANTS and not engine.constants_in_doubt:
+                break
+            engine.guess = guess
             if kept and not rows_of_batch.total:
                 rows_of_batch = twins_of(engine, inputs, alone)
             found = _compare(engine, inputs, rows_of_batch)
@@ -238,7 +243,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
         raise
     except FAILURES as error:
         return _different(f"it does not go through at perturbed weights: {first_line(error)}")
-    verdict = Verdict(True, prefers_second=engine.prefers_second, trace=point.tape.trace, rewrites=rewrites)
+    verdict = Verdict(True, guess=engine.guess, trace=point.tape.trace, rewrites=rewrites)
     return Comparison(verdict, heard)
 
 

@@ -32,6 +32,10 @@ MOST_WAYS = 32
 """Ways that are proven for one shape of the batch: a proof takes longer than a step of the slower engine."""
 
 
+ATTEMPTS = 3
+"""Passes at w until the way and the layout are those that were proven: either may be known only after one."""
+
+
 class ProvenEngine(Engine):
     """The fast engine where it is proven; elsewhere the slower one that is exact there.
 
@@ -44,7 +48,7 @@ class ProvenEngine(Engine):
         self._known, self._signature, self._asked = known, signature, engine
         self._verdicts = known.verdicts[signature]
         self._other: Engine | None = None
-        self._fast = FastEngine(model, parameters, prefers_second=next(iter(self._verdicts.values())).prefers_second)
+        self._fast = FastEngine(model, parameters, guess=next(iter(self._verdicts.values())).guess)
         super().__init__(model, parameters)
 
     @property
@@ -81,7 +85,7 @@ class ProvenEngine(Engine):
         if isinstance(previous, TapedPoint):
             return self._moved(inputs, perturbation or {}, previous, consume, perturbed_passes)
         state, reason = RandomState.capture(devices_of(self.model)), ""
-        for _ in range(2):
+        for attempt in range(ATTEMPTS):
             point, trace = None, None
             try:
                 point = self._fast.at(inputs, perturbation, consume=consume, perturbed_passes=perturbed_passes)
@@ -100,10 +104,13 @@ class ProvenEngine(Engine):
                 reason = self._unlike_alone(inputs, verdict, perturbation or {})
                 if reason:
                     break
-                if verdict.prefers_second == self._fast.prefers_second:
+                if verdict.guess == self._fast.guess:
                     return _ListeningPoint(point, self, inputs, verdict.silent)
-                self._fast.prefers_second = verdict.prefers_second
+                self._fast.guess = verdict.guess
                 state.restore()
+                continue
+            if point is not None and verdict is not None and verdict.fast and attempt == 0:
+                state.restore()  # this pass has filled a table, which the next one finds
                 continue
             reason = reason or (verdict.reason if verdict is not None else "") or "it goes another way at every call"
             break
@@ -151,8 +158,8 @@ class ProvenEngine(Engine):
         silent, mute = before.silent & verdict.silent - settled, before.mute & verdict.mute - settled
         self._verdicts[trace] = replace(verdict, silent=silent, mute=mute)
         point.tape.heard_of = silent
-        if verdict.prefers_second != self._fast.prefers_second:
-            self._fast.prefers_second = verdict.prefers_second
+        if verdict.guess != self._fast.guess:
+            self._fast.guess = verdict.guess
             raise EngineChangedError(self.model, "its layout has shown itself")
 
     def refuse_other_rewrites(self, point: TapedPoint, verdict: Verdict | None = None) -> None:

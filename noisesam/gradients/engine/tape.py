@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.derived_weights import DerivedWeights
+from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.engine.way import Way
 from noisesam.gradients.factors import Dense, Factor, combine
@@ -36,12 +37,12 @@ class Tape:
         examples: int,
         perturbation: Mapping[str, Factor] | None = None,
         previous: Tape | None = None,
-        prefers_second: bool = False,
+        guess: Guess = Guess.EXAMPLES_FIRST,
         consume: bool = False,
         constants: Constants | None = None,
     ) -> None:
         self.examples = examples
-        self.prefers_second = prefers_second
+        self.guess = guess
         self.recording = False
         self.sharing = True
         self.perturbed_passes = 2
@@ -53,6 +54,8 @@ class Tape:
         """Whether the pass at w has drawn random numbers."""
         self.sized_by_data = ""
         """The function, if any, by which the data decide how many positions a layer sees."""
+        self.constants_in_doubt = False
+        """Whether a weight has met a constant of the model with as many rows as there are examples."""
         self.hooked = False
         """Whether the model has registered a hook on a tensor."""
         self.rewrites = 0
@@ -95,6 +98,11 @@ class Tape:
             self.recording, self.sharing, self.perturbed_passes = before
             self._factors.clear()
             self._derived.forget()
+
+    @property
+    def prefers_second(self) -> bool:
+        """Whether of two axes as long as the batch the second is taken for the examples'."""
+        return self.guess is Guess.POSITIONS_FIRST
 
     def tracks(self, value: object) -> bool:
         """Whether this object is a trainable parameter of the model, or derived from such alone."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from noisesam.gradients.engine.fast import TapedPoint
+from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.rounding import rounding_of
 from noisesam.gradients.engine.tape import Use
 from noisesam.gradients.per_example_gradient import PerExampleGradient
@@ -21,8 +22,8 @@ class Verdict:
 
     fast: bool
     reason: str = ""
-    prefers_second: bool = False
-    """Which guess of `layout` holds where the shapes leave two."""
+    guess: Guess = Guess.EXAMPLES_FIRST
+    """The one that holds where the shapes leave several."""
     trace: int = 0
     """What the model called while it was proven (`Tape.trace`): it holds for what goes the same way."""
     rewrites: int = 0

@@ -37,9 +37,10 @@ def matmul_rule(tape: Tape, _: Callable[..., Any], left: Tensor, right: Tensor) 
         return torch.matmul(lift(tape, left).unsqueeze(1), right).squeeze(1)
     if tape.tracks(left) and not tape.tracks(right) and left.dim() == 2 and right.dim() == 3 and len(right) == tape.examples:
         return apply_linear(tape, autocast_input(right).transpose(1, 2), left, None).transpose(1, 2)
-    if not tape.tracks(left) and right.dim() > 2 and left.dim() > right.dim() and len(left) == tape.examples:
-        ones = [1] * (left.dim() - 1 - right.dim())
-        return torch.matmul(left, lift(tape, right).view(tape.examples, *ones, *right.shape))
+    inner = right.shape[1:] if right.dim() == left.dim() and right.shape[0] == 1 else right.shape
+    if not tape.tracks(left) and len(inner) > 2 and left.dim() > len(inner) and len(left) == tape.examples:
+        ones = [1] * (left.dim() - 1 - len(inner))
+        return torch.matmul(left, lift(tape, right).view(tape.examples, *ones, *inner))
     if tape.tracks(left) or right.dim() != 2:
         raise UnsupportedParameterUse(f"'matmul' uses the parameter {tape.name(left if tape.tracks(left) else right)!r}")
     values = autocast_input(left)

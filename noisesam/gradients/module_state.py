@@ -1,0 +1,96 @@
+"""What a forward pass may leave on the modules of a model: buffers, written to or others in their place, and attributes.
+
+Both go together. A module that fills a table in its first pass notes that in an attribute, or by the table's size; with the
+one put back and the other not, it would read a table that is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noisesam.gradients.traversal import modules_of
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has: parameters, hooks, children, the mode. Buffers are among them, and looked at by entry."""
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
+
+
+class ModuleState:
+    """The buffers and attributes of all modules, as they are now; what a list or another object holds is not looked at.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._of_modules = [_Kept(module) for module in modules_of(model)]
+
+    def changed(self) -> list[nn.Module]:
+        """Return the modules that have others now."""
+        return [kept.module for kept in self._of_modules if kept.is_changed()]
+
+    def restore(self, besides: Collection[nn.Module] = ()) -> None:
+        """Put all back, in the same tensors, but for some modules."""
+        for kept in self._of_modules:
+            if not any(kept.module is module for module in besides):
+                kept.restore()
+
+
+class _Kept:
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.buffers = {name: (buffer, None if buffer is None else buffer.clone()) for name, buffer in module._buffers.items()}
+        self.attributes = _attributes(module)
+
+    def is_changed(self) -> bool:
+        buffers, attributes = self.module._buffers, _attributes(self.module)
+        if set(buffers.keys()) != self.buffers.keys() or attributes.keys() != self.attributes.keys():
+            return True
+        if any(not _same(attributes[name], value) for name, value in self.attributes.items()):
+            return True
+        return any(buffers[name] is not buffer or not _holds(buffer, copy) for name, (buffer, copy) in self.buffers.items())
+
+    def restore(self) -> None:
+        of_module, buffers = vars(self.module), self.module._buffers
+        for name in _attributes(self.module).keys() - self.attributes.keys():
+            del of_module[name]
+        for name, value in self.attributes.items():
+            if of_module.get(name, self) is not value:
+                of_module[name] = value
+        for name in set(buffers.keys()) - self.buffers.keys():
+            del buffers[name]
+        with torch.no_grad():
+            for name, (buffer, copy) in self.buffers.items():
+                buffers[name] = buffer
+                if buffer is not None and copy is not None and not _holds(buffer, copy):
+                    buffer.copy_(copy)  # writing what is there would spoil a graph that somebody holds
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+
+
+def _same(value: Any, kept: Any) -> bool:
+    return value is kept or (isinstance(kept, _PLAIN) and type(value) is type(kept) and value == kept)
+
+
+def _holds(buffer: Tensor | None, copy: Tensor | None) -> bool:
+    if buffer is None or copy is None:
+        return buffer is copy
+    return buffer.shape == copy.shape and torch.equal(buffer, copy)
+
+
+@contextmanager
+def modules_kept(model: nn.Module) -> Iterator[None]:
+    """Leave buffers and attributes of all modules as they were."""
+    state = ModuleState(model)
+    try:
+        yield
+    finally:
+        state.restore()
