@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +20,7 @@ Inputs = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
 def call_model(model: nn.Module, inputs: Inputs, under: AbstractContextManager[Any] | None = None) -> Tensor:
-    """Return model(inputs), model(*inputs) or model(**inputs), checked to be one tensor with the examples first.
+    """Return the logits of model(inputs), model(*inputs) or model(**inputs).
 
     Args:
         model: The model.
@@ -44,13 +44,27 @@ def call_model(model: nn.Module, inputs: Inputs, under: AbstractContextManager[A
                 remedy="Convert them first, for images inputs.float() / 255.",
             ) from error
         raise
-    if not isinstance(output, Tensor):
+    return logits_of(output)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return what a model has returned if it is a tensor, else its `logits`, as the classifiers of many libraries call it.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> logits_of(SimpleNamespace(loss=None, logits=torch.zeros(2, 3))).shape, logits_of({"logits": torch.ones(1)})
+        (torch.Size([2, 3]), tensor([1.]))
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
         raise InputError(
             f"The model returned {type(output).__name__}",
-            expected="one tensor of logits, shape (n, ...)",
+            expected="one tensor of logits, shape (n, ...), or an output with such a tensor as `logits`",
             remedy="Wrap the model so that it returns its logits.",
         )
-    return output
+    return logits
 
 
 def batch_size(inputs: Inputs) -> int:

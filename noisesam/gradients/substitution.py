@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ class WithWeights(nn.Module):
         super().__init__()
         self.__dict__["_substituted"] = (model, weights)
 
-    def forward(self, *args: object, **kwargs: object) -> Tensor:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Call the model with these weights."""
         model, weights = self.__dict__["_substituted"]
         other = {id(parameter): weights[name] for name, parameter in model.named_parameters() if name in weights}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from noisesam.errors import InputError
+from noisesam.gradients.batch import logits_of
 
 
 def decision_threshold(loss_name: str) -> float:
@@ -54,8 +57,9 @@ def margins(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, th
     return logits.gather(1, observed)[:, 0] - logits.scatter(1, observed, -torch.inf).amax(1)
 
 
-def as_logits(outputs: Tensor, count: int) -> Float[Tensor, "n classes"]:
-    """Return a model's outputs as (n, classes); outputs of shape (n,) are one logit."""
+def as_logits(outputs: Any, count: int) -> Float[Tensor, "n classes"]:
+    """Return what a model has returned as (n, classes); logits of shape (n,) are one of each."""
+    outputs = logits_of(outputs)
     if outputs.dim() == 1:
         outputs = outputs.unsqueeze(1)
     if outputs.dim() != 2 or outputs.shape[0] != count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -624,3 +625,41 @@ def test_given_perturbations_shared_or_one_each_are_exact_on_every_shipped_model
         slow = noisesam.decompose(model, x, y, perturbation=eps, engine="reference", chunk_size=2)
         for field in ("perturbed_gradient_norm", "logit_perturbed_gradient_norm", "jacobian_perturbed_gradient_norm"):
             torch.testing.assert_close(getattr(fast, field), getattr(slow, field), rtol=1e-11, atol=0)
+
+
+class NamesItsLogits(nn.Module):
+    """A classifier as many libraries have them: named inputs, an output with a field for the logits."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap, self.layers = wrap, nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def forward(self, features, scale):
+        return self.wrap(self.layers(features * scale))
+
+
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda logits: {"loss": None, "logits": logits}, lambda logits: SimpleNamespace(logits=logits, hidden_states=())],
+    ids=["mapping", "attribute"],
+)
+def test_an_output_that_names_its_logits_is_as_good_as_the_logits(wrap, engine):
+    torch.manual_seed(0)
+    model = NamesItsLogits(wrap).double()
+    inputs = {"features": torch.randn(3, 4, dtype=torch.float64), "scale": torch.rand(3, 1, dtype=torch.float64)}
+    labels = torch.tensor([0, 1, 2])
+    places = {"rho": 0.1, "jacobian_at": "perturbed", "residual_at": "w"}
+    found = mixed_point_gradient(model, inputs, labels, **places, engine=engine)
+    model.wrap = lambda logits: logits
+    expected = mixed_point_gradient(model, inputs, labels, **places, engine="reference")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14)
+    step = noisesam.methods.OneSAM(model, rho=0.1).step_gradient(inputs, labels)
+    assert step.keys() == expected.keys()
+
+
+def test_an_output_without_logits_is_refused_in_words():
+    model = NamesItsLogits(lambda logits: (logits, logits))
+    with pytest.raises(InputError, match=r"returned tuple.*as `logits`.*Wrap"):
+        noisesam.decompose(model, {"features": torch.ones(2, 4), "scale": torch.ones(2, 1)}, torch.tensor([0, 1]), rho=0.1)
