@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from noisesam.bench.family_claims import NOT_HELD, OPEN
-from noisesam.bench.report import Document, Table, digits
+from noisesam.bench.report import Document, Table, digits, laid_out
 
 PREFIX = "family-"
 """How the names of the documents begin."""
@@ -151,17 +151,17 @@ def markdown(document: Document) -> str:
     parts.append("\n".join(f"- `{one['model']}`: {one['title']}, batch {one['batch']}, "
                            f"{one['parameters']:,} parameters" for one in document["models"]))  # fmt: skip
     for setting in settings_of(document):
-        parts += [f"### {setting_words(document, setting)}", _laid_out(costs_table(document, setting))]
+        parts += [f"### {setting_words(document, setting)}", laid_out(costs_table(document, setting))]
     parts += [
         "### The papers' claims",
         "\n".join(f"- {line}" for line in statements(document)),
         'Rules and tolerances stand in the code and were fixed before anything was measured. "Passes alone" is what the '
         "counted passes would make it if a backward pass took twice a forward one and nothing else took time.",
-        _laid_out(_claims_with_reasons(document)),
+        laid_out(_claims_with_reasons(document)),
         "### What is timed",
         "Options on which the cost depends; the others are the methods' defaults. Who is not named is timed with its defaults, "
         "step by step.",
-        _laid_out(cycles_table(document)),
+        laid_out(cycles_table(document)),
     ]
     out = left_out(document)
     if out:
@@ -208,9 +208,3 @@ def _passes(value: float | None) -> str:
 def _exact(value: float | None) -> str:
     """Two decimals, the sign kept: overheads and savings may be negative."""
     return "-" if value is None else f"{value:.2f}"
-
-
-def _laid_out(table: Table) -> str:
-    headings, rows = table
-    lines = ["| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in [headings, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(headings), *lines[1:]])

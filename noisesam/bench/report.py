@@ -120,7 +120,7 @@ def conditions(document: Document) -> list[str]:
 
 
 def write_report(document: Document, folder: Path) -> list[Path]:
-    """Write <machine kind>.json, and README.md from all documents in the folder.
+    """Write <machine kind>.json, and README.md from all such documents in the folder: other kinds have pages of their own.
 
     Args:
         document: What `run` returned.
@@ -132,7 +132,7 @@ def write_report(document: Document, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{document['machine_kind']}{'-quick' if document['quick'] else ''}.json"
     target.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    own = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith("family-")]  # that kind has its own page
+    own = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(("family-", "architectures"))]
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in own]
     readme = folder / "README.md"
     readme.write_text("# Benchmarks\n\n" + "\n".join(markdown(one) for one in documents), encoding="utf-8")
@@ -145,13 +145,13 @@ def markdown(document: Document) -> str:
     parts.append("\n".join(f"- `{one['heading']}`: {one['title']}, batch {one['batch']}, "
                            f"{one['parameters']:,} parameters" for one in document["models"]))  # fmt: skip
     for setting in settings_of(document):
-        parts += [f"### Time, {setting_words(setting)}", _laid_out(times_table(document, setting))]
+        parts += [f"### Time, {setting_words(setting)}", laid_out(times_table(document, setting))]
     if document["memory"]:
-        parts += ["### Growth of peak memory in one step", _laid_out(memory_table(document))]
+        parts += ["### Growth of peak memory in one step", laid_out(memory_table(document))]
     parts += [
         "### Targets",
         "Measured at " + "; ".join(map(setting_words, settings_of(document))) + "; memory once.",
-        _laid_out(verdicts_table(document)),
+        laid_out(verdicts_table(document)),
     ]
     out = left_out(document)
     if out:
@@ -159,7 +159,7 @@ def markdown(document: Document) -> str:
     if document["profiles"]:
         parts.append("### Where the time goes where a target is missed")
         parts.append("Both sides of every missed ratio; the profiler itself slows small operators down.")
-        parts.append(_laid_out(profiles_table(document)))
+        parts.append(laid_out(profiles_table(document)))
     if document.get("peaks"):
         parts.append("### What is alive at the peak of memory where a target is missed")
         parts.append(
@@ -167,7 +167,7 @@ def markdown(document: Document) -> str:
             "the reverse pass are gradients, of the batch or of every example, and temporaries. What a kernel allocates "
             "inside itself is not seen."
         )
-        parts.append(_laid_out(peaks_table(document)))
+        parts.append(laid_out(peaks_table(document)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -196,9 +196,10 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def _laid_out(table: Table) -> str:
+def laid_out(table: Table) -> str:
+    """Return the table as Markdown."""
     headings, rows = table
-    lines = ["| " + " | ".join(line) + " |" for line in [headings, *rows]]
+    lines = ["| " + " | ".join(cell.replace("\n", " ") for cell in line) + " |" for line in [headings, *rows]]
     return "\n".join([lines[0], "|" + "---|" * len(headings), *lines[1:]])
 
 

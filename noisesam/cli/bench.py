@@ -27,6 +27,10 @@ def bench(
     family: Annotated[
         bool, typer.Option("--family", help="Time every method against SGD instead; hold the papers' claims against it.")
     ] = False,
+    architectures: Annotated[
+        bool,
+        typer.Option("--architectures", help="Look instead at which engine the models of timm and transformers run on."),
+    ] = False,
     models: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +65,8 @@ def bench(
         Path | None,
         typer.Option(
             "--out",
-            help="Write <machine kind>.json and README.md there, family-<machine kind>.json and family.md with --family.",
+            help="Write <machine kind>.json and README.md there, family-<machine kind>.json and family.md with --family, "
+            "architectures.json and .md with --architectures.",
             show_default=False,
         ),
     ] = None,
@@ -71,9 +76,15 @@ def bench(
     """Time SGD, SAM and the per-example methods against a loop, vmap and Opacus; say which targets hold.
 
     With --family, time every method against SGD over whole cycles of its steps; say which of the papers' claims hold.
+    With --architectures, take one step of 1-SAM with every family of models of timm and transformers, against a loop.
     """
     if as_json and as_csv:
         raise InputError("Both --json and --csv", expected="one of them", remedy="Leave one out.")
+    if architectures:
+        others = {"--family": family, "--models": models, "--contenders": contenders, "--threads": threads, "--rounds": rounds,
+                  "--quick": quick, "--csv": as_csv, "--device": device != "cpu"}  # fmt: skip
+        _architectures([name for name, given in others.items() if given], folder, as_json)
+        return
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler otherwise writes its own lines to stderr
     from noisesam.bench import family as family_bench
     from noisesam.bench import plan, run, write_report
@@ -97,6 +108,35 @@ def bench(
         (_show_family if family else _show)(document)
         for path in written:
             say_path("written:", path)
+
+
+def _architectures(others: list[str], folder: Path | None, as_json: bool) -> None:
+    if others:
+        raise InputError(
+            f"--architectures with {', '.join(others)}",
+            expected="--architectures alone, or with --out or --json: every architecture is looked at once, on the CPU",
+            remedy="Leave the others out.",
+        )
+    from noisesam.bench import architectures_report as report
+    from noisesam.bench.architecture_members import members
+    from noisesam.bench.architectures import run_architectures
+
+    chosen = members()
+    with progress_bar("architectures", len(chosen)) as bar:
+        document = run_architectures(chosen, lambda words: bar.update(bar.task_ids[0], advance=1, description=words))
+    written = [] if folder is None else report.write_architectures(document, folder)
+    if as_json:
+        print_json(document)
+        return
+    for sentence in report.conditions(document):
+        say(sentence, style="dim")
+    say()
+    headings, rows = report.architectures_table(document)
+    print_table(headings, rows, right=(4, 5), keep=(2, 3))
+    for line in report.summary(document):
+        say("- " + line)
+    for path in written:
+        say_path("written:", path)
 
 
 def _measured(measure: Callable[[Callable[[str], None]], dict[str, Any]], units: int, keep_memory: bool) -> dict[str, Any]:
