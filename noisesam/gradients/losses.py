@@ -166,30 +166,70 @@ class CallableLoss(Loss):
                     expected="losses computed from the logits by differentiable operations",
                     remedy="Leave out .detach(), .item(), argmax and torch.no_grad() between the logits and the loss.",
                 )
-            if not self._separates and len(leaf) > 1:
-                self._refuse_mixing(losses, leaf, targets)
+            if len(leaf) > 1:
+                if not self._separates:
+                    self._refuse_mixing(losses, leaf, targets)
+                elif self._differs_in_halves(losses.detach(), leaf.detach(), targets):
+                    raise self._mixed()
             return torch.autograd.grad(losses.sum(), leaf)[0].detach()
 
     def _refuse_mixing(self, losses: Tensor, leaf: Tensor, targets: Tensor) -> None:
-        """Look once whether an example's loss depends on others' logits or targets, be it by numbers without a gradient."""
+        """Look once whether an example's loss depends on others' logits or targets, be it by numbers without a gradient.
+
+        And whether it depends on a weight: that would get no gradient, since the loss is asked for that at the logits alone.
+        """
+        if any(variable is not leaf for variable in _leaves(losses)):
+            raise InputError(
+                f"The loss {self.name!r} depends on a trainable tensor beside the logits",
+                expected="losses of logits and targets alone: no other gradient is taken through them",
+                remedy="Let the model apply it to its logits (a temperature, say), or detach it.",
+            )
         (first,) = torch.autograd.grad(losses[0], leaf, retain_graph=True)
         mixes = bool((first[1:] != 0).any())
         for row, own in enumerate(losses.detach()):
             copies = torch.full((len(leaf),), row, device=leaf.device)
             among_copies = self(leaf.detach()[copies], targets[copies])[row].detach()
-            mixes |= bool((among_copies - own).abs() > 1000 * torch.finfo(own.dtype).eps * own.abs())
+            mixes |= bool(_apart(among_copies, own))
         if mixes:
-            raise InputError(
-                f"The loss {self.name!r} mixes the examples of a batch: that of one depends on the logits of others",
-                expected="a loss i that depends on logits i alone: a per-example gradient is not defined otherwise",
-                remedy="Remove what computes over the example axis (centring, ranking, normalising over the batch).",
-            )
+            raise self._mixed()
         self._separates = True
+
+    def _differs_in_halves(self, losses: Tensor, logits: Tensor, targets: Tensor) -> bool:
+        """Whether some loss is another when every second example is left out: a count of labels, say, may come to differ."""
+        with torch.no_grad():
+            return any(bool(_apart(self(logits[k::2], targets[k::2]), losses[k::2]).any()) for k in (0, 1))
+
+    def _mixed(self) -> InputError:
+        return InputError(
+            f"The loss {self.name!r} mixes the examples of a batch: that of one depends on the logits of others",
+            expected="a loss i that depends on logits i alone: a per-example gradient is not defined otherwise",
+            remedy="Remove what computes over the example axis (centring, ranking, normalising over the batch).",
+        )
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
         """Refuse targets whose first axis is not the logits'."""
         if targets.shape[:1] != logits.shape[:1]:
             raise _wrong_count(targets, logits.shape[0])
+
+
+def _apart(losses: Tensor, others: Tensor) -> Tensor:
+    """Whether losses differ by more than a thousand roundings."""
+    return (losses - others).abs() > 1000 * torch.finfo(others.dtype).eps * others.abs()
+
+
+def _leaves(output: Tensor) -> list[Tensor]:
+    """Return the leaves of the graph with a gradient."""
+    waiting, seen, found = [output.grad_fn], set[Any](), list[Tensor]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor):
+            found.append(variable)
+        waiting.extend(next_node for next_node, _ in node.next_functions)
+    return found
 
 
 def names() -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from noisesam.gradients.engine.selection import engine_for
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.losses import Loss, PerExampleLoss, resolve, stable_norm
 from noisesam.gradients.memory import check_memory_budget, chunk_for
+from noisesam.gradients.module_state import buffers_kept
 from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.points import Engine, Point, begun_again
 from noisesam.gradients.randomness import RandomState
@@ -187,13 +188,14 @@ def _perturbed_step(
     state_after = RandomState.capture(state.of)
     state.restore()
     # Without a graph where only the residual is wanted and a model takes no notice of that.
-    with torch.set_grad_enabled(jacobian or not engine.proven_without_gradients):
-        # The tensors of the gradient become those of w + eps_i: they have served.
-        moved = engine.at(chunk.inputs, eps, previous=point, consume=True)
-    del eps  # what is left of it goes as the reverse pass goes on
-    state_after.restore()
-    cotangent = loss.residual(moved.logits, chunk.targets) if residual else at_w
-    summed = (moved if jacobian else point).sum_gradient(cotangent * share)
+    with buffers_kept(engine.model):
+        with torch.set_grad_enabled(jacobian or not engine.proven_without_gradients):
+            # The tensors of the gradient become those of w + eps_i: they have served.
+            moved = engine.at(chunk.inputs, eps, previous=point, consume=True)
+        del eps  # what is left of it goes as the reverse pass goes on
+        state_after.restore()
+        cotangent = loss.residual(moved.logits, chunk.targets) if residual else at_w
+        summed = (moved if jacobian else point).sum_gradient(cotangent * share)
     return summed, (point.logits, losses, norms, loss(moved.logits, chunk.targets))
 
 

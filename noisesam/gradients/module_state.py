@@ -94,3 +94,22 @@ def modules_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         state.restore()
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers back after a block: running statistics belong to the clean pass alone."""
+    kept = [
+        (module._buffers, name, buffer, buffer._version, buffer.clone())
+        for module in modules_of(model)
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffers, name, buffer, version, copy in kept:
+                buffers[name] = buffer
+                if buffer._version != version:
+                    buffer.copy_(copy)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from noisesam.gradients.factors import Dense, Factor
+from noisesam.gradients.factors import Dense, Factor, OuterProducts
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.norms import row_norms
 
@@ -47,7 +47,7 @@ class PerExampleGradient:
     @cached_property
     def _norm(self) -> Float[Tensor, " n"]:
         gathered = self._gathered
-        found = [factor.squared_norm_and_spread() for name, factor in self.factors.items() if name not in gathered.places]
+        found = [factor.squared_norm_and_spread() for name, factor in self._exact.items() if name not in gathered.places]
         squares = [one for one, _ in found] + gathered.squared_norms()
         total = _sum_in_double(squares)
         kept = (total > SMALLEST_SQUARE) & (total < LARGEST_SQUARE)
@@ -55,7 +55,7 @@ class PerExampleGradient:
         if spreads:
             kept &= total > LEFT_AFTER_CANCELLING * _sum_in_double(spreads)
         if not bool(kept.all()):
-            total = torch.stack([factor.in_double().squared_norm() for factor in self.factors.values()]).sum(0)
+            total = torch.stack([factor.in_double().squared_norm() for factor in self._exact.values()]).sum(0)
         # In the first parameter's precision, whether that is gathered or not: which are is a matter of the batch size.
         kind = squares[-1 if next(iter(self.factors)) in gathered.places else 0].dtype
         return total.sqrt().to(kind)
@@ -70,8 +70,13 @@ class PerExampleGradient:
             together = self._gathered.scaled(scales[within.pop()])
         return AlongOwnGradient(
             (name, together[name] if name in together else factor.scaled(scales[radii[name]]))
-            for name, factor in self.factors.items()
+            for name, factor in self._exact.items()
         )
+
+    @cached_property
+    def _exact(self) -> Mapping[str, Factor]:
+        """The factors; in float64, beyond which there is nothing to sum up in, products are formed where their terms cancel."""
+        return {name: _formed_where_it_cancels(factor) for name, factor in self.factors.items()}
 
     @cached_property
     def _gathered(self) -> _Gathered:
@@ -118,6 +123,13 @@ class _Gathered:
             name: Dense(product[:, start : start + math.prod(shape[1:])].view(shape))
             for name, (start, shape) in self.places.items()
         }
+
+
+def _formed_where_it_cancels(factor: Factor) -> Factor:
+    if not isinstance(factor, OuterProducts) or factor.right.dtype != torch.float64:
+        return factor
+    squares, spread = factor.squared_norm_and_spread()
+    return factor if spread is None or bool((squares >= LEFT_AFTER_CANCELLING * spread).all()) else Dense(factor.dense())
 
 
 def _most_gathered(tensor: Tensor) -> int:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from noisesam.gradients.batch import Batch, Inputs, devices_of, trainable
 from noisesam.gradients.mixed_point import check_rho
+from noisesam.gradients.module_state import buffers_kept
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.base import Method, unchanged
 from noisesam.methods.checks import check_choice, check_number
 from noisesam.methods.drawing import check_seed, generator_at
 from noisesam.methods.result import Outcome, StepCall
 from noisesam.methods.shared_perturbation import rescaled, unscaled
-from noisesam.methods.weights import ascent, global_norm, kept_buffers, moved_weights
+from noisesam.methods.weights import ascent, global_norm, moved_weights
 
 
 class ESAM(Method):
@@ -91,7 +92,7 @@ class ESAM(Method):
         after = RandomState.capture(devices)
         kept, moved_losses = batch, None
         state.restore()
-        with kept_buffers(self.model), moved_weights(parameters, self._eps(clean, parameters, call)):
+        with buffers_kept(self.model), moved_weights(parameters, self._eps(clean, parameters, call)):
             if self.gamma < 1:
                 moved_losses = self._evaluate(batch)[1]
                 kept = batch.take(self._selected(moved_losses - losses))

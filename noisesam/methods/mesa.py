@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from noisesam.gradients.batch import Batch, devices_of
 from noisesam.gradients.losses import accurate
+from noisesam.gradients.module_state import buffers_kept
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.averages import loaded_tensors, saved_tensors
 from noisesam.methods.checks import check_count, check_flag, check_number
 from noisesam.methods.distillation import divergence_residual
 from noisesam.methods.epochs import EpochMethod
 from noisesam.methods.result import Outcome, StepCall
-from noisesam.methods.weights import kept_buffers, placed_weights
+from noisesam.methods.weights import placed_weights
 
 
 class MESA(EpochMethod):
@@ -97,7 +98,7 @@ class MESA(EpochMethod):
         lam = self.lam * (min(1.0, (epoch - self.first_epoch) / self.epochs) if self.epochs else 1.0)
         if epoch > self.first_epoch and lam > 0:
             state = RandomState.capture(devices_of(self.model))
-            with kept_buffers(self.model), placed_weights(parameters, average):
+            with buffers_kept(self.model), placed_weights(parameters, average):
                 teacher, _ = self._evaluate(batch)
             state.restore()
             forwards += batch.size

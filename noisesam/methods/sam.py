@@ -14,13 +14,14 @@ from noisesam.errors import InputError
 from noisesam.gradients.accumulation import add_part
 from noisesam.gradients.batch import Batch, Inputs, call_model, devices_of, trainable
 from noisesam.gradients.engine.selection import check_engine
+from noisesam.gradients.module_state import buffers_kept
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.base import unchanged
 from noisesam.methods.checks import check_flag
 from noisesam.methods.per_example import per_example_outcome, per_example_perturbation
 from noisesam.methods.result import Outcome, StepCall
 from noisesam.methods.shared_perturbation import Planned, SharedPerturbation, unscaled
-from noisesam.methods.weights import ascent, kept_buffers
+from noisesam.methods.weights import ascent
 
 
 class SAM(SharedPerturbation):
@@ -110,7 +111,7 @@ class SAM(SharedPerturbation):
         outcomes = []
         for shard in shards:
             part = replace(call, final=call.final * shard.size / batch.size)
-            with kept_buffers(self.model) if statistics_pass else nullcontext():
+            with buffers_kept(self.model) if statistics_pass else nullcontext():
                 outcomes.append(self._two_passes(shard, parameters, part))
             add_part(gradient, outcomes[-1].gradient)
         forwards = (3 if statistics_pass else 2) * batch.size

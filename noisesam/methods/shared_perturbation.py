@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from noisesam.gradients.batch import Batch, Inputs, devices_of, trainable
 from noisesam.gradients.losses import accurate
 from noisesam.gradients.mixed_point import check_rho
+from noisesam.gradients.module_state import buffers_kept
 from noisesam.gradients.randomness import RandomState
 from noisesam.methods.base import Method, unchanged
 from noisesam.methods.checks import check_number
 from noisesam.methods.result import Outcome, StepCall
-from noisesam.methods.weights import global_norm, kept_buffers, moved_weights
+from noisesam.methods.weights import global_norm, moved_weights
 
 Tensors = dict[str, Tensor]
 
@@ -86,7 +87,7 @@ class SharedPerturbation(Method):
         after = RandomState.capture(devices)
         up = self._ascent(clean, parameters, call)
         state.restore()
-        with kept_buffers(self.model), moved_weights(parameters, up.tensors):
+        with buffers_kept(self.model), moved_weights(parameters, up.tensors):
             moved, _, moved_losses = self._mean_gradient(batch, parameters, call.loss, weights=weights)
             moved = self._penalised(unscaled(moved, call.loss), parameters)
         after.restore()

@@ -93,15 +93,3 @@ def placed_weights(parameters: Mapping[str, nn.Parameter], values: Mapping[str, 
             for name, parameter in placed.items():
                 parameter.copy_(copies[name])
         torch.clear_autocast_cache()
-
-
-@contextmanager
-def kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Put the model's buffers back after a block: running statistics belong to the clean pass alone."""
-    copies = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, copy in copies:
-                buffer.copy_(copy)

@@ -45,7 +45,7 @@ class Measurement:
         method: the method whose own step is looked at, or None for the plain gradient.
         rho: radius of the tracked per-example and batch perturbations.
         batch_size: examples per pass; changes memory, not results.
-        initial: the trainable weights at initialisation, by name.
+        initial: the weights at initialisation, by name.
     """
 
     model: nn.Module

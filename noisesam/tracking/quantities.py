@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from noisesam.errors import InputError
 from noisesam.tracking.measurement import Measurement, flat
 
 Quantity = Callable[[Measurement], dict[str, float]]
@@ -114,7 +115,17 @@ def weight_norm(measurement: Measurement) -> dict[str, float]:
 
 def distance_from_initialisation(measurement: Measurement) -> dict[str, float]:
     """Return the norm of all trainable weights minus their initial values."""
-    before = {name: measurement.initial[name] for name in measurement.parameters}
+    before: dict[str, Tensor] = {}
+    for name, value in measurement.parameters.items():
+        start = measurement.initial.get(name)
+        if start is None or start.shape != value.shape:
+            was = "was not there" if start is None else f"had the shape {tuple(start.shape)}"
+            raise InputError(
+                f"The parameter {name!r} has the shape {tuple(value.shape)}, and {was} when the tracker was built",
+                expected="the parameters whose distance from initialisation is followed",
+                remedy="Build another tracker after a layer has been exchanged.",
+            )
+        before[name] = start
     return {"all": float((flat(measurement.parameters) - flat(before)).norm())}
 
 

@@ -97,7 +97,8 @@ class Tracker:
         self.rho = float(rho)
         self.schedule = schedule or every_epochs()
         self.batch_size = batch_size or len(probe)
-        self._initial = {name: value.detach().clone() for name, value in parameters.items()}
+        # Frozen ones, too: they may be unfrozen later.
+        self._initial = {name: value.detach().clone() for name, value in model.named_parameters()}
         self._point: int | None = None
         self._rows: list[dict[str, Any]] = []
         self._examples: list[dict[str, np.ndarray]] = []

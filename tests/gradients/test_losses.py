@@ -141,3 +141,23 @@ def test_a_loss_without_a_residual_of_its_own_is_refused(function, message, meth
 def test_labels_of_a_type_that_is_no_position_are_refused(kind):
     with pytest.raises(InputError, match=r"Labels of dtype .*int64 or int32.*targets\.long\(\)"):
         make("1-sam", torch.nn.Linear(4, 3)).backward(torch.randn(2, 4), torch.tensor([0, 1]).to(kind))
+
+
+def test_a_loss_that_begins_to_mix_with_other_labels_is_refused_then():
+    def masked(logits, targets):
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
+        return losses * len(targets) / (targets >= 0).sum()
+
+    loss, logits = resolve(masked), torch.randn(4, 3, dtype=torch.float64)
+    loss.residual(logits, torch.tensor([0, 1, 2, 0]))  # all labels count: each loss is its own
+    with pytest.raises(InputError, match="mixes the examples"):
+        loss.residual(logits, torch.tensor([0, 1, 2, -1]))
+
+
+def test_a_loss_of_a_trainable_tensor_beside_the_logits_is_refused():
+    temperature = torch.nn.Parameter(torch.zeros(()))
+    loss = resolve(
+        lambda logits, targets: torch.nn.functional.cross_entropy(logits * temperature.exp(), targets, reduction="none")
+    )
+    with pytest.raises(InputError, match="trainable tensor beside the logits.*detach"):
+        loss.residual(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))

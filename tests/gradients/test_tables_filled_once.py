@@ -190,3 +190,27 @@ def test_a_shift_by_the_first_batch_is_that_of_the_whole_batch_and_made_once():
         found = mixed_point_gradient(model, tokens, labels, rho=0.3, jacobian_at="perturbed", residual_at="perturbed")
         assert relative_error(found, mean_term(example_terms(twin, tokens, labels, 0.3), "1-sam")) < 1e-12
         assert torch.equal(model.shift, twin.shift)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+@pytest.mark.parametrize("method", ["sam", "1-sam", "l-sam", "j-sam"])
+def test_buffers_move_once_a_step_by_the_pass_at_w(method, engine):
+    class Counting(Text):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("replaced", torch.zeros(()))
+
+        def table(self, length):
+            self.calls += 1
+            self.replaced = self.replaced + 1
+            return rotation(length)
+
+    torch.manual_seed(0)
+    model = Counting()
+    options = {} if method == "sam" else {"engine": engine}
+    stepper = methods.make(method, model, rho=0.1, **options)
+    tokens, labels = batch(6, 1)
+    for steps in (1, 2, 3):
+        stepper.backward(tokens, labels)
+        assert (float(model.calls), float(model.replaced)) == (steps, steps)

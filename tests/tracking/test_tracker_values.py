@@ -293,3 +293,24 @@ def test_what_is_no_model_probe_or_radius_is_refused(change, message):
     whole = {"model": torch.nn.Linear(4, 2), "probe": NoisyDataset(torch.zeros(3, 4), labels, clean_labels=labels), "rho": 0.1}
     with pytest.raises(InputError, match=message):
         Tracker(**{**whole, **change})
+
+
+def test_a_part_that_is_unfrozen_later_is_followed_from_where_it_began():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4)).double()
+    model[0].requires_grad_(False)
+    tracker = Tracker(model, probe_of(4), rho=RHO)
+    tracker.measure(0, 0)
+    model[0].requires_grad_(True)
+    with torch.no_grad():
+        model[0].weight.add_(2.0)
+    tracker.measure(1, 1)
+    distances = tracker.metrics.query("metric == 'distance_from_initialisation'")["value"].to_numpy()
+    np.testing.assert_allclose(distances, [0.0, 2.0 * 30**0.5], rtol=1e-12)
+
+
+def test_a_layer_that_is_exchanged_is_refused_in_words():
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4)).double()
+    tracker = Tracker(model, probe_of(4), rho=RHO)
+    model[2] = torch.nn.Linear(5, 7).double()
+    with pytest.raises(InputError, match=r"'2.weight' has the shape \(7, 5\), and had the shape \(4, 5\).*another tracker"):
+        tracker.measure(0, 0)

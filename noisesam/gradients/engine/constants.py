@@ -10,20 +10,27 @@ import torch
 from torch import Tensor
 
 from noisesam.gradients.engine.arguments import tensors_in
+from noisesam.gradients.engine.weight_functions import RANDOM
 
 _HAND_OUT_MEMORY: set[Callable[..., Any]] = {
     getattr(torch.Tensor, name) for name in ("numpy", "__array__", "data_ptr", "untyped_storage")
 } | {getattr(torch.Tensor, "data").__get__}  # noqa: B009 (an attribute that type checkers take for a tensor)
-_DRAWN = {"randperm", "randint", "randint_like", "multinomial"}
+_DRAWN = RANDOM | {"randperm", "randint", "rand", "randn", "normal", "seed"}
+
+Roots = frozenset[tuple[int, int]]
+"""What a constant was computed from that the model holds: the numbers of those tensors, and of their versions."""
 
 
 class Constants:
     """Those of one evaluation, known by identity as long as nobody writes to them."""
 
     def __init__(self, held: Iterable[Tensor] = ()) -> None:
-        self._found: dict[int, tuple[weakref.ref[Tensor], int, bool]] = {}
+        self._found: dict[int, tuple[weakref.ref[Tensor], int, Roots, bool]] = {}
+        self.fixed = FixedConstants(self)
+        """Those among them that are the same in every pass: nothing that is drawn, nor what is computed from that."""
         for value in held:
-            self._add(value, held=True)
+            if not torch.is_inference(value):
+                self._add(value, frozenset({(id(value), value._version)}), drawn=False)
 
     def __contains__(self, value: Tensor) -> bool:
         found = self._found.get(id(value))
@@ -32,7 +39,15 @@ class Constants:
 
     def holds(self, value: Tensor) -> bool:
         """Whether the model holds this, or has computed it from what it holds: it has no example axis, whatever its shape."""
-        return value in self and self._found[id(value)][2]
+        return bool(self.roots(value))
+
+    def roots(self, value: Tensor) -> Roots:
+        """Return what the model holds of which this is computed, in the state in which it was."""
+        return self._found[id(value)][2] if value in self else frozenset()
+
+    def is_drawn(self, value: Tensor) -> bool:
+        """Whether random numbers are in this constant."""
+        return value in self and self._found[id(value)][3]
 
     def call(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Iterable[Tensor]
@@ -44,18 +59,41 @@ class Constants:
                 if isinstance(value, Tensor) and not value.is_floating_point():
                     self._found.pop(id(value), None)
             return function(*args, **kwargs)
-        held = False
+        roots: Roots = frozenset()
+        drawn = getattr(function, "__name__", "") in _DRAWN
         for value in tensors:
             if value not in self:
                 return function(*args, **kwargs)
-            held = held or self.holds(value)
+            roots |= self.roots(value)
+            drawn = drawn or self.is_drawn(value)
         result = function(*args, **kwargs)
-        if getattr(function, "__name__", "") in _DRAWN:
-            return result  # other rows are chosen by it in every pass
         for value in tensors_in((result,)):
-            self._add(value, held)
+            self._add(value, roots, drawn=drawn)
         return result
 
-    def _add(self, value: Tensor, held: bool) -> None:
+    def _add(self, value: Tensor, roots: Roots, *, drawn: bool) -> None:
         if not torch.is_inference(value):  # such a tensor does not say when it is written to
-            self._found[id(value)] = (weakref.ref(value), value._version, held)
+            self._found[id(value)] = (weakref.ref(value), value._version, roots, drawn)
+
+
+class FixedConstants:
+    """Those of some constants that choose the same rows in every pass.
+
+    Args:
+        constants: All of them.
+    """
+
+    def __init__(self, constants: Constants) -> None:
+        self._constants = weakref.proxy(constants)
+        self._asked: Roots = frozenset()
+
+    def asked(self) -> Roots:
+        """Return what the model holds that has been asked for since the last call: other values there are another way."""
+        asked, self._asked = self._asked, frozenset()
+        return asked
+
+    def __contains__(self, value: Tensor) -> bool:
+        if value not in self._constants or self._constants.is_drawn(value):
+            return False
+        self._asked |= self._constants.roots(value)
+        return True

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
 
 from noisesam.gradients.engine.arguments import tensors_in
-from noisesam.gradients.engine.constants import Constants
+from noisesam.gradients.engine.constants import FixedConstants
 
 _NAMES = {
     "nonzero", "argwhere", "masked_select", "masked_scatter", "masked_scatter_", "unique", "_unique2", "unique_dim",
@@ -37,11 +37,13 @@ _OTHERS = {
     "__getitem__", "__setitem__", "take", "put", "put_", "embedding", "embedding_bag", "where", "repeat_interleave",
     "tensor_split", "grid_sample",
 }  # fmt: skip
+_STAY_IN_PLACE = _ALONG | {"embedding", "where", "masked_fill", "masked_fill_", "__getitem__", "index_select"}
+"""Who takes choices and returns numbers that stay where they were, or has been asked already."""
 _ASKED = _NAMES | _BY_INDEX | _INTO_INDEX | _ALONG | _INTO_ALONG | _PRODUCTS | _SPARSE_PRODUCTS | _OTHERS
 
 
 def sized_by_values(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], constants: Constants, examples: int
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], constants: FixedConstants, examples: int
 ) -> bool:
     """Whether values that are no constants of the model decide the size of the result, or which of its rows are whose."""
     name = getattr(function, "__name__", "")
@@ -54,7 +56,9 @@ def sized_by_values(
         indices = [index for index in tensors_in(args[1:2]) if index.dim() or index.dtype in _MASKS]
         first = args[1][0] if isinstance(args[1], (tuple, list)) and args[1] else None
         # Rows by arange(n), or all of them, and from each what the data say.
-        if isinstance(first, Tensor):
+        if not isinstance(args[0], Tensor) or args[0].shape[:1] != (examples,):
+            within = False  # rows of experts, heads or merged tokens are no examples
+        elif isinstance(first, Tensor):
             within = first in constants and _is_every_row(first, args[0])
         else:
             within = any(index in constants for index in indices)
@@ -87,6 +91,23 @@ def sized_by_values(
     return False
 
 
+def dispatches(
+    function: Callable[..., Any], result: Any, tensors: list[Tensor], constants: FixedConstants, examples: int
+) -> bool:
+    """Whether choices of the data become numbers, merged tokens or slots of all examples along an axis: a dispatch tensor.
+
+    Whatever product it meets then moves tokens from row to row. A mask has the examples' axis, and none of these.
+    """
+    if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 2 or examples == 1:
+        return False
+    shape = result.shape
+    if examples in shape[:2] or all(size % examples for size in shape):
+        return False
+    if getattr(function, "__name__", "") in _STAY_IN_PLACE:
+        return False
+    return any(not value.is_floating_point() and value.dim() > 1 and value not in constants for value in tensors)
+
+
 def _parts(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[Tensor], list[Any]]:
     """Return values, axis, indices and what is moved by them, of however the function was called."""
     if name == "take_along_dim":
@@ -108,8 +129,12 @@ def _is_within_examples(values: Any, dim: Any, examples: int) -> bool:
     if not isinstance(values, Tensor) or not isinstance(dim, int):
         return False
     axis, shape = dim % max(1, values.dim()), values.shape
-    before = [k for k in range(axis) if shape[k] > 1 or examples == 1]
-    return any(shape[k] % examples == 0 for k in before if k < 2)
+    if examples == 1:
+        return axis > 0
+    if examples in shape[: min(axis, 2)]:
+        return True
+    # Merged with heads or windows: where the axis itself could be merged tokens, the first may as well be experts.
+    return axis > 0 and shape[0] > 1 and shape[0] % examples == 0 and shape[axis] % examples > 0
 
 
 def _is_every_row(index: Tensor, values: Any) -> bool:
@@ -119,7 +144,7 @@ def _is_every_row(index: Tensor, values: Any) -> bool:
     return torch.equal(index.flatten(), torch.arange(len(values), dtype=index.dtype, device=index.device))
 
 
-def _combines_rows(tensors: list[Tensor], constants: Constants, examples: int, *, dense: bool) -> bool:
+def _combines_rows(tensors: list[Tensor], constants: FixedConstants, examples: int, *, dense: bool) -> bool:
     """Whether a matrix made of data adds up rows of data: a sparse one, or one that meets as many rows as there are tokens."""
     if any(value.layout != torch.strided and value not in constants for value in tensors):
         return True
@@ -130,7 +155,7 @@ def _combines_rows(tensors: list[Tensor], constants: Constants, examples: int, *
     return matrices and len(right) % examples == 0
 
 
-def _chooses_rows(moved: Iterable[Any], indices: list[Tensor], constants: Constants, *, within: bool = False) -> bool:
+def _chooses_rows(moved: Iterable[Any], indices: list[Tensor], constants: FixedConstants, *, within: bool = False) -> bool:
     """Whether indices from the data choose rows of the data, or by one along the first axis, `within` its rows alone."""
     if any(index.dtype in _MASKS and index not in constants for index in indices):
         return True

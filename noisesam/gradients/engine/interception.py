@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from noisesam.gradients.engine.arguments import tensors_in
-from noisesam.gradients.engine.data_sizes import sized_by_values
+from noisesam.gradients.engine.data_sizes import dispatches, sized_by_values
 from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.pooling import in_quick_order
 from noisesam.gradients.engine.tape import Tape
@@ -109,9 +109,16 @@ class Interception(TorchFunctionMode):
         if func is torch.Tensor.register_hook and parameter is None and callable(args[-1]):
             args = (*args[:-1], self.tape.watched(args[-1]))
         if parameter is None:
-            if not self.tape.sized_by_data and sized_by_values(func, args, kwargs, self.tape.constants, self.tape.examples):
+            if not self.tape.sized_by_data:
+                fixed = self.tape.constants.fixed
+                if sized_by_values(func, args, kwargs, fixed, self.tape.examples):
+                    self.tape.sized_by_data = _describe(func)
+                elif asked := fixed.asked():
+                    self.tape.way.meet(asked)
+            result = self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs, tensors)
+            if not self.tape.sized_by_data and dispatches(func, result, tensors, self.tape.constants.fixed, self.tape.examples):
                 self.tape.sized_by_data = _describe(func)
-            return self.tape.constants.call(in_quick_order(as_arithmetic(func)), args, kwargs, tensors)
+            return result
         refuse_recomputation()
         rule, reason = _RULES.get(func), None
         if rule is not None and not (func in _NEEDS_ACTIVATION and self._all_weights(tensors)):

@@ -13,7 +13,7 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.rounding import rounding_of
-from noisesam.gradients.engine.terms import close, fixed_cotangent
+from noisesam.gradients.engine.terms import close, finite, fixed_cotangent, tells
 from noisesam.gradients.engine.unsupported import FAILURES
 from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import evaluate
@@ -42,7 +42,7 @@ def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[
             expected=f"one row of logits per example: shape ({size}, ...)",
             remedy="Make the example the first axis of the output.",
         )
-    if not bool(output.isfinite().all()):
+    if not tells(output):
         return
     tolerance = rounding_of(model.parameters(), output).tolerance
     if not _reaches_others(model, inputs):
@@ -60,7 +60,8 @@ def refuse_mixing(model: nn.Module, inputs: Inputs, output: Tensor, alone: dict[
         if close(output[rows], evaluate(model, copies)[rows].detach(), tolerance):
             raise InputError(
                 f"An example alone has other outputs than in its batch, whatever the others are: "
-                f"{float((output[rows] - own).abs().max()):.1e} apart, of outputs up to {float(output.abs().max()):.1e}",
+                f"{float((finite(output[rows]) - finite(own)).abs().max()):.1e} apart, "
+                f"of outputs up to {float(finite(output).abs().max()):.1e}",
                 expected="outputs that depend on neither the size of the batch nor on rounding",
                 remedy="Take out what reads the batch size; if there is nothing, centre the inputs or compute in float64.",
             )
@@ -83,9 +84,10 @@ def _apart_in_halves(
         rows = torch.arange(start, size, 2, device=output.device)
         state.restore()
         found[rows] = evaluate(model, take(inputs, rows)).detach()
-    scale = output.abs().max().clamp_min(torch.finfo(output.dtype).tiny)
-    worst = int((found - output).abs().reshape(size, -1).amax(1).argmax())
-    if bool((found[worst] - output[worst]).abs().max() <= tolerance * scale):
+    scale = finite(output).abs().max().clamp_min(torch.finfo(output.dtype).tiny)
+    apart = (found - output).abs().masked_fill_(found == output, 0.0).reshape(size, -1).amax(1)  # infinities may be equal
+    worst = int(apart.argmax())
+    if bool(apart[worst] <= tolerance * scale):
         return {}
     state.restore()
     return {worst: evaluate(model, take(inputs, slice(worst, worst + 1))).detach()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from noisesam.gradients.batch import Inputs, take
 from noisesam.gradients.engine.rounding import COARSE, ROUNDINGS, Rounding, rounding_of
-from noisesam.gradients.engine.terms import WithoutDropout
+from noisesam.gradients.engine.terms import WithoutDropout, finite, tells
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.moved_weights import movable
@@ -84,17 +84,22 @@ def _apart_at_w(engine: Engine, inputs: Inputs, point: Point, rows: Iterable[int
         return {}
     with torch.enable_grad():
         alone = {row: evaluate(engine.model, take(inputs, slice(row, row + 1))).detach() for row in rows}
-    return {row: float((own - point.logits[row : row + 1]).abs().max()) for row, own in alone.items()}
+    return {row: float((finite(own) - finite(point.logits[row : row + 1])).abs().max()) for row, own in alone.items()}
 
 
 def _agree(point: Point, moved: Tensor, row: int, expected: Tensor, rounding: Rounding, apart: float) -> bool:
     """Whether an output is as expected, to a share of how far it is from that at w, where they are `apart` already."""
-    if not bool(expected.isfinite().all()):
+    if not tells(expected):
         return True
-    change, level = (expected - point.logits[row : row + 1]).abs().max(), expected.abs().max()
+    there, at_w = moved[row : row + 1], point.logits[row : row + 1]
+    ruled_out = expected.isinf()
+    if not torch.equal(there.isinf(), ruled_out):
+        return False
+    there, at_w, expected = (finite(values.masked_fill(ruled_out, 0.0)) for values in (there, at_w, expected))
+    change, level = (expected - at_w).abs().max(), expected.abs().max()
     size = torch.maximum(level, change) if rounding.tolerance > COARSE else change
     allowed = rounding.tolerance * size + ROUNDINGS * rounding.eps * level + AT_W * apart
-    return bool((moved[row : row + 1] - expected).abs().max() <= allowed)
+    return bool((there - expected).abs().max() <= allowed)
 
 
 def _alone(

@@ -35,7 +35,7 @@ from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.mixing import refuse_mixing
 from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
 from noisesam.gradients.engine.rounding import Rounding, has_few_bits, rounding_of
-from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent
+from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, tells
 from noisesam.gradients.engine.twins import Twins, twins_of, weights_of_rows
 from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
 from noisesam.gradients.engine.verdict import Comparison, Everything, Verdict, loudness
@@ -217,7 +217,7 @@ def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | N
     heard, rewrites = loudness(point, gradient), point.tape.rewrites
     if point.tape.sized_by_data:
         return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
-    if not bool(point.logits.isfinite().all()):
+    if not tells(point.logits):
         return None
     rounding = rounding_of(engine.parameters.values(), point.logits)
     rounding_of_all = rounding_of(engine.model.parameters(), point.logits)

@@ -14,7 +14,7 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.engine.perturbed_proof import SHARE
 from noisesam.gradients.engine.rounding import rounding_of
-from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent
+from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, tells
 from noisesam.gradients.factors import Dense, Factor
 from noisesam.gradients.moved_weights import MovedWeightsEngine, renumber
 from noisesam.gradients.plain import whole_norm
@@ -51,7 +51,7 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
         one = take(inputs, slice(row, row + 1))
         state = RandomState.capture(devices_of(model))
         output, gradients = _found(moved, one, None)
-        if not bool(output.isfinite().all()):
+        if not tells(output):
             continue
         state.restore()
         if not close(output, _found(moved, one, None)[0], rounding_of(model.parameters(), output).tolerance):
@@ -103,7 +103,7 @@ def _refuse_buffers_that_are_read_and_updated(model: nn.Module, one: Inputs) -> 
                 return
     first, *others = outputs
     tolerance = rounding_of(model.parameters(), first).tolerance
-    if not bool(first.isfinite().all()) or all(close(first, other, tolerance) for other in others):
+    if not tells(first) or all(close(first, other, tolerance) for other in others):
         return
     raise InputError(
         f"{type(model).__name__} updates a buffer in its forward pass and reads it there",
@@ -163,7 +163,7 @@ def vectorisation_differs(
             of_row = output[rows], {name: gradient[rows] for name, gradient in gradients.items()}
             own_eps = None if eps is None else {name: factor.of(rows) for name, factor in eps.items()}
             own = _found(one_by_one, take(inputs, rows), own_eps, fixed_cotangent(output)[rows])
-            if bool(own[0].isfinite().all()) and _first_difference(parameters, own, of_row) is not None:
+            if tells(own[0]) and _first_difference(parameters, own, of_row) is not None:
                 return True
     return False
 
@@ -175,7 +175,7 @@ def _compared_rows(size: int) -> list[int]:
 def _refuse_stale_outputs(moved: MovedWeightsEngine, one: Inputs) -> None:
     """Refuse a model that, once its weights have been elsewhere and are back, still gives outputs of where they were."""
     at_w = _found(moved, one, None)[0]
-    if not bool(at_w.isfinite().all()):
+    if not tells(at_w):
         return  # nothing can be told
     _found(moved, one, _perturbation(moved, one, SHARE))
     if close(at_w, _found(moved, one, None)[0], rounding_of(moved.model.parameters(), at_w).tolerance):

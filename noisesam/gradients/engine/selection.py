@@ -118,7 +118,7 @@ def _signature(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: In
         for module in modules_of(model)
     )
     device = next(iter(parameters.values())).device.type
-    own = tuple((id(parameter), *(parameter._backward_hooks or ())) for parameter in parameters.values())
+    own = tuple((id(parameter), parameter.dtype, *(parameter._backward_hooks or ())) for parameter in parameters.values())
     return shapes, modes, own, torch.is_autocast_enabled(device)
 
 

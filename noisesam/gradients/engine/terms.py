@@ -63,10 +63,30 @@ def fixed_cotangent(output: Tensor) -> Tensor:
     """Return a fixed direction that weighs every output of every example differently."""
     rows = torch.arange(output.shape[0], device=output.device, dtype=torch.float64)
     columns = torch.arange(output[0].numel(), device=output.device, dtype=torch.float64)
-    return torch.cos(1 + rows[:, None] + 2.3 * columns).view(output.shape).to(output.dtype)
+    cotangent = torch.cos(1 + rows[:, None] + 2.3 * columns).view(output.shape).to(output.dtype)
+    return cotangent.masked_fill_(output.isinf(), 0.0)  # no loss has a gradient at a class that is ruled out
+
+
+def tells(output: Tensor) -> bool:
+    """Whether a comparison of outputs would tell something of every example: no NaN, and a logit that is not ruled out."""
+    finite = output.isfinite()
+    if bool(finite.all()):
+        return True
+    return not bool(output.isnan().any()) and bool(finite.flatten(1).any(1).all() if output.dim() > 1 else finite.all())
+
+
+def finite(output: Tensor) -> Tensor:
+    """Return the output with zeros where it is infinite: classes that are ruled out by -inf."""
+    infinite = output.isinf()
+    return output.masked_fill(infinite, 0.0) if bool(infinite.any()) else output
 
 
 def close(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Whether no entry differs by more than the tolerance, relative to the largest."""
+    """Whether no entry differs by more than the tolerance, relative to the largest; infinite ones have to be the same."""
+    ruled_out = first.isinf()
+    if bool(ruled_out.any()) or bool(second.isinf().any()):
+        if not torch.equal(first[ruled_out], second[ruled_out]):
+            return False
+        first, second = first.masked_fill(ruled_out, 0.0), second.masked_fill(ruled_out, 0.0)
     scale = torch.maximum(first.abs().max(), second.abs().max()).clamp_min(torch.finfo(first.dtype).tiny)
     return bool(((first - second).abs().max() <= tolerance * scale).item())

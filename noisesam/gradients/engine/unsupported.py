@@ -7,7 +7,7 @@ class UnsupportedParameterUse(Exception):  # noqa: N818 - a signal between engin
     """A torch function uses a parameter in a way for which no exact rule stands; the reference engine takes over."""
 
 
-FAILURES = (RuntimeError, TypeError, ValueError, IndexError)
+FAILURES = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
 """What torch's functions raise where a tensor has not the shape or type that they want."""
 
 _MARK = "_noisesam_of_a_function"

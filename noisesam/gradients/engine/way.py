@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 
 from noisesam.gradients.engine.arguments import tensors_in
-from noisesam.gradients.engine.weight_functions import copies
+from noisesam.gradients.engine.weight_functions import copies, words
 
 _NO_STEP = {torch.Tensor.register_hook, torch.Tensor.retain_grad, torch._C._set_grad_enabled}
 """Who looks at gradients from a step on changes no way, nor does a block without gradients that puts back what was before."""
 _MADE_OF_NUMBERS = {"tensor", "as_tensor", "asarray", "new_tensor"}
-_PLACES = {"__getitem__", "__setitem__", "getitem", "select", "narrow"}
+_PLACES = words(
+    "__getitem__ __setitem__ getitem select narrow transpose swapaxes swapdims permute movedim moveaxis view reshape flatten "
+    "unflatten squeeze unsqueeze index_select chunk split unbind expand repeat tile cat concat stack roll flip rot90 diagonal "
+    "tril triu unfold sum mean prod softmax log_softmax logsumexp cumsum cumprod sort argsort topk kthvalue argmax argmin amax "
+    "amin norm var std gather take_along_dim scatter scatter_add index_add index_copy glu"
+)
+"""Functions for which a whole number in a tensor is an axis, a size or a place, and not a factor."""
 
 
 class Way:
@@ -54,6 +60,10 @@ class Way:
         found = [(self._of(value), value.shape) for value in tensors] if shapes else [self._of(value) for value in tensors]
         self.number = hash((self.number, function, *plain, *found))
 
+    def meet(self, held: Iterable[tuple[int, int]]) -> None:
+        """Add what the model holds by which rows are chosen: tensors by their numbers, and those of their versions."""
+        self.number = hash((self.number, *sorted(held)))
+
     def made(self, function: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
         """Remember what the call has returned; a copy is the same to the way: where nothing is to be done it is none."""
         if isinstance(result, Tensor):
@@ -81,10 +91,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return None
     kind = type(value)
-    if kind is int:
-        return value if value >= 0 else ("below zero", -value)  # -1 and -2 have one hash
     if kind is bool or kind is str:
         return value
+    if kind is int or isinstance(value, int):
+        number = int(value)
+        return number if number >= 0 else ("below zero", -number)  # -1 and -2 have one hash
     if kind is tuple or kind is list or isinstance(value, (tuple, list)):
         return tuple(_plain(part) for part in value)
     if kind is slice:
@@ -95,7 +106,7 @@ def _plain(value: Any) -> Any:
         return value.shape, value.dtype.str, value.tobytes()
     if isinstance(value, (numpy.integer, numpy.bool_)):
         return _plain(value.item())
-    if isinstance(value, (range, array, deque)):
+    if isinstance(value, (Sequence, array, deque)):  # strings are behind us
         return _plain(tuple(value))
     return None
 
@@ -111,11 +122,9 @@ def _place(value: Any) -> Any:
 
 def _contents(value: Any, *, several: bool = False) -> Any:
     """Return the same of numbers of which a tensor is made, fractions among them where there are several: they choose rows."""
-    if isinstance(value, (range, array, deque)):
-        value = tuple(value)
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (Sequence, array, deque)) and not isinstance(value, str):
         several = several or len(value) > 1
         return tuple(_contents(part, several=several) for part in value)
-    if several and isinstance(value, (float, numpy.floating)):
-        return float(value)
+    if several and isinstance(value, (float, complex, numpy.floating, numpy.complexfloating)):
+        return complex(value)
     return _plain(value)
