@@ -159,5 +159,5 @@ def test_a_loss_of_a_trainable_tensor_beside_the_logits_is_refused():
     loss = resolve(
         lambda logits, targets: torch.nn.functional.cross_entropy(logits * temperature.exp(), targets, reduction="none")
     )
-    with pytest.raises(InputError, match="trainable tensor beside the logits.*detach"):
+    with pytest.raises(InputError, match=r"trainable tensor beside the logits.*detach"):
         loss.residual(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
