@@ -15,7 +15,14 @@ from noisesam.gradients.engine.weight_functions import RANDOM
 _HAND_OUT_MEMORY: set[Callable[..., Any]] = {
     getattr(torch.Tensor, name) for name in ("numpy", "__array__", "data_ptr", "untyped_storage")
 } | {getattr(torch.Tensor, "data").__get__}  # noqa: B009 (an attribute that type checkers take for a tensor)
-_DRAWN = RANDOM | {"randperm", "randint", "rand", "randn", "normal", "seed"}
+_DRAWN = (RANDOM - {"empty_like", "new_empty", "new_empty_strided"}) | {
+    "randperm",
+    "randint",
+    "rand",
+    "randn",
+    "normal",
+    "seed",
+}
 
 Roots = frozenset[tuple[int, int]]
 """What a constant was computed from that the model holds: the numbers of those tensors, and of their versions."""

@@ -13,7 +13,7 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs, batch_size, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.rounding import rounding_of
-from noisesam.gradients.engine.terms import close, finite, fixed_cotangent, tells
+from noisesam.gradients.engine.terms import as_drawn, close, finite, fixed_cotangent, tells
 from noisesam.gradients.engine.unsupported import FAILURES
 from noisesam.gradients.randomness import RandomState
 from noisesam.gradients.recomputation import evaluate
@@ -100,7 +100,8 @@ def _reaches_others(model: nn.Module, inputs: Inputs) -> bool:
         inputs = take(inputs, torch.zeros(2, dtype=torch.long, device=tensors_in([inputs])[0].device))
     leaves: list[Tensor] = []
     try:
-        output = evaluate(model, _with_gradients(inputs, leaves))
+        with as_drawn():  # examples may be mixed with a probability
+            output = evaluate(model, _with_gradients(inputs, leaves))
     except FAILURES:
         if size == 1:
             return False  # a model for one example at a time

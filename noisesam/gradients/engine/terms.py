@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,6 +26,22 @@ DROPOUTS: set[Callable[..., Any]] = {
 }
 
 
+_FRACTIONS = {
+    "rand", "rand_like", "randn", "randn_like", "bernoulli", "bernoulli_", "normal", "normal_", "uniform_", "exponential_",
+}  # fmt: skip
+DRAWN = 0.6
+"""What stands for a number between zero and one that is drawn."""
+
+
+def _drawn_number(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Return a number that the function might have drawn, of whatever range."""
+    if getattr(function, "__name__", "") != "uniform_":
+        return DRAWN
+    low, high = (kwargs.get(key, args[at] if len(args) > at else default) for at, (key, default) in
+                 enumerate((("from", 0.0), ("to", 1.0)), start=1))  # fmt: skip
+    return float(low) + DRAWN * (float(high) - float(low))
+
+
 def drops(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether this call draws a mask: at a rate above zero, and in training mode."""
     if function is torch.nn.functional.scaled_dot_product_attention:
@@ -38,8 +56,25 @@ def drops(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     return bool(training) and rate != 0
 
 
+_AS_DRAWN: ContextVar[bool] = ContextVar("as_drawn", default=False)
+
+
+@contextmanager
+def as_drawn() -> Iterator[None]:
+    """For the length of a block, inside `WithoutDropout`, numbers are those that are drawn."""
+    token = _AS_DRAWN.set(True)
+    try:
+        yield
+    finally:
+        _AS_DRAWN.reset(token)
+
+
 class WithoutDropout(TorchFunctionMode):
-    """While active, nothing is dropped: the masks of a batch and of an example alone differ."""
+    """While active, nothing is dropped, and random fractions are all one number: those of a batch and of an example alone differ.
+
+    A mask of stochastic depth or noise is then the same for all, and neither zero nor one, so that what it is multiplied with
+    and what it leaves out both have their part. Whole numbers, which choose, and the model's own generators are left alone.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -56,7 +91,11 @@ class WithoutDropout(TorchFunctionMode):
         if func is torch.nn.functional.multi_head_attention_forward:
             # It attends by functions that this mode does not see; its rate is the eleventh argument.
             args = (*args[:10], 0.0, *args[11:])
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if getattr(func, "__name__", "") in _FRACTIONS and kwargs.get("generator") is None and not _AS_DRAWN.get():
+            if isinstance(result, Tensor) and result.is_floating_point() and not result.requires_grad:
+                result.fill_(_drawn_number(func, args, kwargs))
+        return result
 
 
 def fixed_cotangent(output: Tensor) -> Tensor:
