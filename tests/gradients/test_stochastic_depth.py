@@ -94,5 +94,5 @@ def test_draws_of_the_models_own_generator_are_heard():
             return super().forward(x + torch.randn(x.shape, generator=self.generator))
 
     torch.manual_seed(0)
-    with pytest.raises(InputError, match="draws|repeated"):
+    with pytest.raises(InputError, match=r"draws|repeated"):
         engine_for(Own(DRAWS["as timm draws"]), torch.randn(EXAMPLES, TOKENS, WIDTH))

@@ -70,7 +70,7 @@ def as_drawn() -> Iterator[None]:
 
 
 class WithoutDropout(TorchFunctionMode):
-    """While active, nothing is dropped, and random fractions are all one number: those of a batch and of an example alone differ.
+    """While active, nothing is dropped, and random fractions are all one number: a batch and an example alone draw others.
 
     A mask of stochastic depth or noise is then the same for all, and neither zero nor one, so that what it is multiplied with
     and what it leaves out both have their part. Whole numbers, which choose, and the model's own generators are left alone.
@@ -92,9 +92,9 @@ class WithoutDropout(TorchFunctionMode):
             # It attends by functions that this mode does not see; its rate is the eleventh argument.
             args = (*args[:10], 0.0, *args[11:])
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") in _FRACTIONS and kwargs.get("generator") is None and not _AS_DRAWN.get():
-            if isinstance(result, Tensor) and result.is_floating_point() and not result.requires_grad:
-                result.fill_(_drawn_number(func, args, kwargs))
+        drawn = getattr(func, "__name__", "") in _FRACTIONS and kwargs.get("generator") is None and not _AS_DRAWN.get()
+        if drawn and isinstance(result, Tensor) and result.is_floating_point() and not result.requires_grad:
+            result.fill_(_drawn_number(func, args, kwargs))
         return result
 
 
