@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 
-from noisesam.errors import InputError
+from noisesam.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from noisesam.gradients.batch import Inputs
@@ -46,6 +46,14 @@ def begun_again(state: RandomState, compute: Callable[[], Result]) -> Result:
             return compute()
         except EngineChangedError:
             state.restore()
+        except RuntimeError as error:
+            if "modified by an inplace operation" not in str(error):
+                raise
+            raise InputError(
+                f"One pass of the step has written to what another still needs: {first_line(error)}",
+                expected="passes that leave each other's values alone: those at w and at w + eps_i are held at once",
+                remedy="Let forward fill a new tensor in every call, or copy a workspace that it keeps with .clone().",
+            ) from error
 
 
 class Point(ABC):

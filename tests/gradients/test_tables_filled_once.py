@@ -10,6 +10,7 @@ from reference.loop import example_terms, mean_term, relative_error
 from torch import Tensor, nn
 
 from noisesam import methods
+from noisesam.errors import InputError
 from noisesam.gradients import decompose, mixed_point_gradient
 from noisesam.gradients.engine import engine_for
 from noisesam.tracking import undisturbed
@@ -214,3 +215,22 @@ def test_buffers_move_once_a_step_by_the_pass_at_w(method, engine):
     for steps in (1, 2, 3):
         stepper.backward(tokens, labels)
         assert (float(model.calls), float(model.replaced)) == (steps, steps)
+
+
+def test_a_workspace_that_both_passes_fill_is_refused_in_words_where_both_are_held():
+    class Workspace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept, self.layer, self.head = torch.zeros(8, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x):
+            self.kept[: len(x)].copy_(x)
+            return self.head(torch.tanh(self.layer(self.kept[: len(x)])))
+
+    torch.manual_seed(0)
+    model, inputs, labels = Workspace(), torch.randn(3, WIDTH), torch.arange(3)
+    twin = copy.deepcopy(model)
+    found = mixed_point_gradient(model, inputs, labels, rho=0.3, jacobian_at="perturbed", residual_at="perturbed")
+    assert relative_error(found, mean_term(example_terms(twin, inputs, labels, 0.3), "1-sam")) < 1e-12
+    with pytest.raises(InputError, match=r"still needs.*\.clone\(\)"):
+        mixed_point_gradient(model, inputs, labels, rho=0.3, jacobian_at="w", residual_at="perturbed")
