@@ -7,7 +7,7 @@ from collections import UserList
 
 import pytest
 import torch
-from reference.loop import example_terms, mean_term, relative_error
+from reference.exactness import engine_met, one_sam_error
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -30,15 +30,7 @@ def seeded():
 
 
 def error(model: nn.Module, inputs: Tensor, labels: Tensor = LABELS) -> float:
-    """Return how far 1-SAM is off from the loop over examples."""
-    found = mixed_point_gradient(model, inputs, labels, **ONE_SAM)
-    return relative_error(found, mean_term(example_terms(model, inputs, labels, 0.3), "1-sam"))
-
-
-def name_of(model: nn.Module, inputs: Tensor) -> str:
-    engine = engine_for(model, inputs)
-    engine.at(inputs)
-    return engine.name
+    return one_sam_error(model, inputs, labels)
 
 
 def in_order_and_not() -> list[Tensor]:
@@ -110,7 +102,7 @@ def test_a_mask_that_is_multiplied_in_leaves_a_model_with_merged_tokens_fast():
     model = Masked()
     for inputs in in_order_and_not():
         assert error(model, inputs) < 1e-12
-        assert name_of(model, inputs) == "fast"
+        assert engine_met(model, inputs) == "fast"
 
 
 ROWS = {
@@ -186,7 +178,7 @@ def test_an_order_in_a_buffer_is_another_way_once_the_buffer_is_changed():
 
     model, inputs = Stored(), torch.randn(EXAMPLES, TOKENS, WIDTH)
     assert error(model, inputs) < 1e-12
-    assert name_of(model, inputs) == "fast"
+    assert engine_met(model, inputs) == "fast"
     model.kept.copy_(torch.tensor([2, 0, 3, 1]))
     assert error(model, inputs) < 1e-12
 
@@ -267,7 +259,7 @@ def test_classes_that_are_ruled_out_hide_nothing():
     inputs = torch.randn(EXAMPLES, WIDTH)
     plain, kept = Ruled(), Ruled(keeps=True)
     assert error(plain, inputs) < 1e-12
-    assert name_of(plain, inputs) == "fast"
+    assert engine_met(plain, inputs) == "fast"
     assert error(kept, inputs) < 1e-12  # a view of a weight moves with it
     with pytest.raises(InputError, match="mixes the examples"):
         mixed_point_gradient(Ruled(mixes=True), inputs, LABELS, **ONE_SAM)
@@ -286,6 +278,6 @@ def test_a_large_mean_that_cancels_costs_no_more_digits_than_in_the_loop(mean):
 
     model, inputs = Centred(), torch.randn(EXAMPLES, TOKENS, 64)
     assert error(model, inputs) < 1e-12
-    assert name_of(model, inputs + mean) == "fast"  # it was proven where nothing cancels
+    assert engine_met(model, inputs + mean) == "fast"  # it was proven where nothing cancels
     # What of a number of this size is rounded away stays lost, in the loop as in the engine.
     assert error(model, inputs + mean) < 1e-14 * mean

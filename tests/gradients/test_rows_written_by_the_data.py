@@ -8,13 +8,12 @@ from collections import deque
 
 import pytest
 import torch
-from reference.loop import example_terms, mean_term, relative_error
+from reference.exactness import engine_met, one_sam_error
 from torch import Tensor, nn
 from torch.nn import functional
 
 from noisesam.errors import InputError
 from noisesam.gradients import mixed_point_gradient
-from noisesam.gradients.engine import engine_for
 
 ONE_SAM = {"rho": 0.3, "jacobian_at": "perturbed", "residual_at": "perturbed"}
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -32,15 +31,7 @@ def normal(*shape: int) -> Tensor:
 
 
 def error(model: nn.Module, inputs: Tensor, labels: Tensor = LABELS) -> float:
-    """Return how far 1-SAM is off from the loop over examples."""
-    found = mixed_point_gradient(model, inputs, labels, **ONE_SAM)
-    return relative_error(found, mean_term(example_terms(model, inputs, labels, 0.3), "1-sam"))
-
-
-def name_of(model: nn.Module, inputs: Tensor) -> str:
-    engine = engine_for(model, inputs)
-    engine.at(inputs)
-    return engine.name
+    return one_sam_error(model, inputs, labels)
 
 
 def zeros(tokens: Tensor) -> Tensor:
@@ -166,7 +157,7 @@ def test_an_index_of_a_single_number_is_no_way_of_its_own():
     for number in range(40):
         token = torch.tensor([number])
         assert error(model, token, LABELS[:1]) <= 1e-12
-        assert name_of(model, token) == "fast"
+        assert engine_met(model, token) == "fast"
 
 
 WITHIN = {
@@ -201,7 +192,7 @@ def test_what_stays_within_an_example_stays_fast(way):
         for _ in range(2):
             x = normal(4, 5, WIDTH)
             assert error(model, x) <= 1e-12
-            assert name_of(model, x) == "fast"
+            assert engine_met(model, x) == "fast"
 
 
 class Frozen(nn.Module):

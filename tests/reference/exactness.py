@@ -37,3 +37,16 @@ def check(model: nn.Module, inputs: Tensor, *, engine: str = "fast", rho: float 
     ):
         norms = torch.stack([norm(row[method]) for row in rows])
         torch.testing.assert_close(getattr(parts, field), norms, rtol=TOLERANCE, atol=0)
+
+
+def one_sam_error(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
+    """Return how far 1-SAM is off from the loop over examples."""
+    found = mixed_point_gradient(model, inputs, labels, rho=0.3, jacobian_at="perturbed", residual_at="perturbed")
+    return relative_error(found, mean_term(example_terms(model, inputs, labels, 0.3), "1-sam"))
+
+
+def engine_met(model: nn.Module, inputs: Tensor) -> str:
+    """Return the name of the engine that computes this batch."""
+    engine = engine_for(model, inputs)
+    engine.at(inputs)
+    return engine.name
