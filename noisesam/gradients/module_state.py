@@ -26,10 +26,12 @@ class ModuleState:
 
     Args:
         model: The model.
+        attributes: Whether attributes are among it. Between the passes of a proof they are not put back: a model that counts
+            its calls in one, and computes with it, is to be found out.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._of_modules = [_Kept(module) for module in modules_of(model)]
+    def __init__(self, model: nn.Module, *, attributes: bool = True) -> None:
+        self._of_modules = [_Kept(module, attributes) for module in modules_of(model)]
 
     def changed(self) -> list[nn.Module]:
         """Return the modules that have others now."""
@@ -43,13 +45,13 @@ class ModuleState:
 
 
 class _Kept:
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, with_attributes: bool) -> None:
+        self.module, self.with_attributes = module, with_attributes
         self.buffers = {name: (buffer, None if buffer is None else buffer.clone()) for name, buffer in module._buffers.items()}
-        self.attributes = _attributes(module)
+        self.attributes = self._attributes()
 
     def is_changed(self) -> bool:
-        buffers, attributes = self.module._buffers, _attributes(self.module)
+        buffers, attributes = self.module._buffers, self._attributes()
         if set(buffers.keys()) != self.buffers.keys() or attributes.keys() != self.attributes.keys():
             return True
         if any(not _same(attributes[name], value) for name, value in self.attributes.items()):
@@ -58,7 +60,7 @@ class _Kept:
 
     def restore(self) -> None:
         of_module, buffers = vars(self.module), self.module._buffers
-        for name in _attributes(self.module).keys() - self.attributes.keys():
+        for name in self._attributes().keys() - self.attributes.keys():
             del of_module[name]
         for name, value in self.attributes.items():
             if of_module.get(name, self) is not value:
@@ -71,9 +73,10 @@ class _Kept:
                 if buffer is not None and copy is not None and not _holds(buffer, copy):
                     buffer.copy_(copy)  # writing what is there would spoil a graph that somebody holds
 
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+    def _attributes(self) -> dict[str, Any]:
+        if not self.with_attributes:
+            return {}
+        return {name: value for name, value in vars(self.module).items() if name not in _OF_TORCH}
 
 
 def _same(value: Any, kept: Any) -> bool:
@@ -87,9 +90,9 @@ def _holds(buffer: Tensor | None, copy: Tensor | None) -> bool:
 
 
 @contextmanager
-def modules_kept(model: nn.Module) -> Iterator[None]:
-    """Leave buffers and attributes of all modules as they were."""
-    state = ModuleState(model)
+def modules_kept(model: nn.Module, *, attributes: bool = True) -> Iterator[None]:
+    """Leave buffers and, where wanted, attributes of all modules as they were."""
+    state = ModuleState(model, attributes=attributes)
     try:
         yield
     finally:

@@ -51,14 +51,19 @@ class RandomState:
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Leave generators, buffers, attributes and gradients as they were; inside no parameter has a `.grad`."""
+def undisturbed(model: nn.Module, *, attributes: bool = True) -> Iterator[None]:
+    """Leave generators, buffers, attributes and gradients as they were; inside no parameter has a `.grad`.
+
+    Args:
+        model: The model.
+        attributes: Whether the modules' attributes are put back, too.
+    """
     state = RandomState.capture(devices_of(model))
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with modules_kept(model):
+        with modules_kept(model, attributes=attributes):
             yield
     finally:
         state.restore()

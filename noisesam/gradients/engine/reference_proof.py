@@ -16,6 +16,7 @@ from noisesam.gradients.engine.perturbed_proof import SHARE
 from noisesam.gradients.engine.rounding import rounding_of
 from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, tells
 from noisesam.gradients.factors import Dense, Factor
+from noisesam.gradients.module_state import modules_kept
 from noisesam.gradients.moved_weights import MovedWeightsEngine, renumber
 from noisesam.gradients.plain import whole_norm
 from noisesam.gradients.points import Engine
@@ -36,6 +37,11 @@ def what_the_reference_misses(model: nn.Module, parameters: dict[str, nn.Paramet
     Raises:
         InputError: The model does not repeat itself.
     """
+    with modules_kept(model):
+        return _missed(model, parameters, inputs)
+
+
+def _missed(model: nn.Module, parameters: dict[str, nn.Parameter], inputs: Inputs) -> str | None:
     moved = MovedWeightsEngine(model, parameters)
     asking = _AsksForMore()
     with asking:
@@ -81,7 +87,7 @@ def _refuse_buffers_that_are_read_and_updated(model: nn.Module, one: Inputs) -> 
     at w, and moves at w + eps_i. So what a pass writes to is moved before a further pass.
     """
     devices = devices_of(model)
-    with undisturbed(model), torch.enable_grad(), WithoutDropout():
+    with undisturbed(model, attributes=False), torch.enable_grad(), WithoutDropout():
         state, before = RandomState.capture(devices), _buffers(model)
         values = [buffer.clone() for _, buffer, _ in before]
         outputs, written = [], list[Tensor]()
@@ -136,7 +142,7 @@ def vectorisation_differs(
     kernels with strides that these read wrongly. Of a model that draws torch's random numbers beside dropout it cannot tell.
     """
     one_by_one = ReferenceEngine(model, parameters, Vectorisation(possible=False))
-    with undisturbed(model), torch.enable_grad(), WithoutDropout():
+    with undisturbed(model, attributes=False), torch.enable_grad(), WithoutDropout():
         before = torch.get_rng_state()
         one_by_one.at(take(inputs, slice(0, 1)))
         if not torch.equal(before, torch.get_rng_state()):
@@ -213,14 +219,14 @@ def _found(
     engine: Engine, inputs: Inputs, eps: dict[str, Factor] | None, cotangent: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return outputs and gradients, (n, ...); every call draws the same random numbers, and no dropout."""
-    with undisturbed(engine.model), torch.enable_grad(), WithoutDropout():
+    with undisturbed(engine.model, attributes=False), torch.enable_grad(), WithoutDropout():
         point = engine.at(inputs, eps)
         gradient = point.per_example_gradient(fixed_cotangent(point.logits) if cotangent is None else cotangent)
     return point.logits, {name: factor.dense() for name, factor in gradient.factors.items()}
 
 
 def _perturbation(engine: Engine, one: Inputs, radius: float) -> dict[str, Factor]:
-    with undisturbed(engine.model), torch.enable_grad(), WithoutDropout():
+    with undisturbed(engine.model, attributes=False), torch.enable_grad(), WithoutDropout():
         point = engine.at(one)
         gradient = point.per_example_gradient(fixed_cotangent(point.logits))
     return gradient.perturbation(dict.fromkeys(engine.parameters, radius), gradient.norm())

@@ -11,6 +11,7 @@ from noisesam.errors import InputError
 from noisesam.gradients.batch import Inputs
 from noisesam.gradients.engine.reference_proof import vectorisation_differs, what_the_reference_misses
 from noisesam.gradients.engine.verdict import Verdict
+from noisesam.gradients.module_state import modules_kept
 from noisesam.gradients.moved_weights import MovedWeightsEngine
 from noisesam.gradients.points import Engine
 from noisesam.gradients.reference import ReferenceEngine, Vectorisation
@@ -71,7 +72,9 @@ def slower(
         )
     if known.vectorisation.possible and signature not in known.vectorised:
         known.vectorised.add(signature)
-        if vectorisation_differs(model, parameters, inputs, known.vectorisation):
+        with modules_kept(model):
+            differs = vectorisation_differs(model, parameters, inputs, known.vectorisation)
+        if differs:
             known.vectorisation.possible = False
             known.say_once(
                 f"{type(model).__name__} gives other numbers when it is vectorised over its examples (as hooks and some of "
