@@ -114,5 +114,6 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffers, name, buffer, version, copy in kept:
                 buffers[name] = buffer
-                if buffer._version != version:
+                # The kernels of batch normalisation write to running statistics without a new version.
+                if buffer._version != version or not _holds(buffer, copy):
                     buffer.copy_(copy)
