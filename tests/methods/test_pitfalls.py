@@ -244,7 +244,8 @@ class MomentumTrick(Port):
 def moved_statistics(factory: Callable[[nn.Module], Method]) -> bool:
     """Whether a clean pass after a step still moves the statistics, when somebody looks into the second pass.
 
-    The look is another step of the same kind inside the perturbed pass, as a tracker that measures SAM's own eps makes one.
+    The look is another step of the same kind inside the perturbed pass. It is not asked by `step_gradient`, which puts the
+    attributes of modules back and so would repair what the trick leaves.
     """
     model, examples = network(batch_norm=True), batch()
     method, looker, calls = factory(model), factory(model), [0]
@@ -252,7 +253,7 @@ def moved_statistics(factory: Callable[[nn.Module], Method]) -> bool:
     def look(_module: nn.Module, _inputs: object) -> None:
         calls[0] += 1
         if calls[0] == 2:  # the perturbed pass is about to begin
-            looker.step_gradient(examples.inputs, examples.targets)
+            looker.backward(examples.inputs, examples.targets)
 
     handle = model.register_forward_pre_hook(look)
     step(method, examples)
