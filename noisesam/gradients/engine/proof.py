@@ -24,26 +24,21 @@ from dataclasses import replace
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from noisesam.errors import InputError, first_line
-from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
+from noisesam.errors import InputError
+from noisesam.gradients.batch import Inputs, batch_size, devices_of
 from noisesam.gradients.engine.arguments import tensors_in
+from noisesam.gradients.engine.comparison import compare, outputs_alone
 from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.first_pass import fill_tables
 from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.mixing import refuse_mixing
-from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
-from noisesam.gradients.engine.rounding import Rounding, has_few_bits, rounding_of
-from noisesam.gradients.engine.terms import WithoutDropout, close, fixed_cotangent, tells
-from noisesam.gradients.engine.twins import Twins, twins_of, weights_of_rows
-from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
-from noisesam.gradients.engine.verdict import Comparison, Everything, Verdict, loudness
-from noisesam.gradients.factors import Factor
+from noisesam.gradients.engine.terms import WithoutDropout
+from noisesam.gradients.engine.twins import twins_of
+from noisesam.gradients.engine.verdict import Comparison, Verdict
 from noisesam.gradients.moved_weights import movable
-from noisesam.gradients.per_example_gradient import PerExampleGradient
 from noisesam.gradients.plain import kept_view, next_number, whole_norm
-from noisesam.gradients.points import Point
 from noisesam.gradients.randomness import RandomState, undisturbed
 from noisesam.gradients.recomputation import evaluate
 
@@ -84,7 +79,7 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
         view = kept_view(model, engine.parameters, output, start)
         output = output.detach()  # one graph at a time is held
         compared = sorted({0, size // 2, size - 1, *rows})
-        alone = _alone(engine, inputs, compared, state)
+        alone = outputs_alone(engine, inputs, compared, state)
         refuse_mixing(model, inputs, output, alone, state)
         if view is not None:
             return Verdict(False, f"it uses {view!r} by way of a view that was made before the step")
@@ -98,7 +93,7 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
             engine.guess = guess
             if kept and not rows_of_batch.total:
                 rows_of_batch = twins_of(engine, inputs, alone)
-            found = _compare(engine, inputs, rows_of_batch)
+            found = compare(engine, inputs, rows_of_batch)
             if found is None or found.verdict.fast:
                 break
         if found is None or not found.verdict.fast:
@@ -111,7 +106,7 @@ def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: Comparison, 
     silent, mute = (found.silent(engine.parameters, rows, above=above) for above in (1.0, 0.0))
     further = found.loudest(silent)
     if further:
-        found_there = _compare(engine, inputs, twins_of(engine, inputs, _alone(engine, inputs, further)))
+        found_there = compare(engine, inputs, twins_of(engine, inputs, outputs_alone(engine, inputs, further)))
         if found_there is not None:
             if not found_there.verdict.fast:
                 return found_there.verdict
@@ -127,25 +122,6 @@ def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: Comparison, 
                 mute &= elsewhere.silent(engine.parameters, rows, above=0.0)
     reused = frozenset(name for name, place in found.loudness if place > 0)
     return replace(found.verdict, silent=frozenset(silent), mute=frozenset(mute & silent), reused=reused)
-
-
-def _alone(engine: FastEngine, inputs: Inputs, rows: Iterable[int], state: RandomState | None = None) -> dict[int, Tensor]:
-    """Return the outputs of examples that are run alone, each with the draws that follow on this state."""
-    found: dict[int, Tensor] = {}
-    try:
-        for row in rows:
-            if state is not None:
-                state.restore()
-            found[row] = evaluate(engine.model, take(inputs, slice(row, row + 1))).detach()
-        return found
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except FAILURES as error:
-        raise InputError(
-            f"{type(engine.model).__name__} runs on the batch, but not on one of its examples alone: {first_line(error)}",
-            expected="a forward pass for any number of examples: each has an output of its own",
-            remedy="Take the number of examples from the inputs' shape, and keep no state of an earlier batch.",
-        ) from error
 
 
 @contextmanager
@@ -185,7 +161,7 @@ def _compare_elsewhere(engine: FastEngine, inputs: Inputs, rows: list[int]) -> C
             size = float(whole_norm(parameter.detach())) / max(parameter.numel(), 1) ** 0.5
             step = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * (STEP * (max(size, whole) or 1.0))
             move(name, step.to(parameter))
-        return _compare(engine, inputs, twins_of(engine, inputs, _alone(engine, inputs, rows)))
+        return compare(engine, inputs, twins_of(engine, inputs, outputs_alone(engine, inputs, rows)))
 
 
 def _refuse_gradients_on_the_way(model: nn.Module) -> None:
@@ -196,93 +172,3 @@ def _refuse_gradients_on_the_way(model: nn.Module) -> None:
             expected="a reverse pass that returns its gradients",
             remedy="Let that function return torch.autograd.grad's gradients of all its inputs, its parameters among them.",
         )
-
-
-def _compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | None:
-    """Compare what the engine finds in the batch with plain autograd."""
-    hooked = [name for name, parameter in engine.parameters.items() if parameter._backward_hooks]
-    if hooked:
-        return _different(f"{hooked[0]!r} has a hook, which is to see the gradient of the weight itself")
-    try:
-        point = engine.at(inputs)
-        point.tape.heard_of = Everything()
-        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
-    except UnsupportedParameterUse as reason:
-        return _different(str(reason))
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except FAILURES as error:
-        # The model itself has just run: it is a row for every example that it does not take somewhere.
-        return _different(f"it does not go through with a row for every example: {first_line(error)}")
-    heard, rewrites = loudness(point, gradient), point.tape.rewrites
-    if point.tape.sized_by_data:
-        return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
-    if not tells(point.logits):
-        return None
-    rounding = rounding_of(engine.parameters.values(), point.logits)
-    rounding_of_all = rounding_of(engine.model.parameters(), point.logits)
-    for row, twin in twins.of_rows.items():
-        if not close(point.logits[row : row + 1], twin.alone, rounding_of_all.tolerance):
-            return _different("the model draws random numbers outside dropout")
-        norms = {name: _norm_in_double(factor, row) for name, factor in gradient.factors.items()}
-        largest = max(twin.norms.values(), default=0.0)
-        for name in engine.parameters:
-            own = twin.norms.get(name, 0.0)
-            if not abs(norms.get(name, 0.0) - own) <= rounding.allowed_difference(own, largest):
-                return _different(f"the gradient of {name!r} does not separate by example where it is used")
-    unlike = _unlike_the_sum(gradient, twins, point.logits, rounding)
-    if unlike:
-        return _different(f"the gradient of {unlike!r} does not separate by example where it is used")
-    twins.total.clear()  # as large as the model: it goes before the perturbed weights come
-    try:
-        if not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins.of_rows)):
-            return _different("its outputs at perturbed weights are not those that the examples have alone")
-    except UnsupportedParameterUse as reason:
-        return _different(str(reason))
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except FAILURES as error:
-        return _different(f"it does not go through at perturbed weights: {first_line(error)}")
-    verdict = Verdict(True, guess=engine.guess, trace=point.tape.trace, rewrites=rewrites)
-    return Comparison(verdict, heard)
-
-
-def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor, rounding: Rounding) -> str:
-    """Return a parameter whose weighted sum over the examples is not plain autograd's, "" where there is none."""
-    weights, largest = weights_of_rows(logits), max(map(float, map(whole_norm, twins.total.values())), default=0.0)
-    for name, factor in gradient.factors.items():
-        found, plain = factor.weighted_sum(weights), twins.total.get(name)
-        own = 0.0 if plain is None else float(whole_norm(plain))
-        if plain is not None:  # without a third tensor of this size, where there can be two
-            found = found.sub_(plain) if found.dtype == plain.dtype else found - plain
-        if not float(whole_norm(found)) <= rounding.allowed_difference(own, largest):
-            return name
-    return ""
-
-
-def _different(reason: str) -> Comparison:
-    return Comparison(Verdict(False, reason), {})
-
-
-def _norm_in_double(factor: Factor, row: int) -> float:
-    """Return the norm of one example's gradient, of which no copy in float64 is left."""
-    return float(factor.of(slice(row, row + 1)).in_double().squared_norm()[0].sqrt())
-
-
-def _agrees_when_perturbed(
-    engine: FastEngine, inputs: Inputs, point: Point, gradient: PerExampleGradient, rows: list[int]
-) -> bool:
-    """Compare at w + eps_i in at least float32: sixteen bits round as much as a small perturbation changes."""
-    kind = point.logits.device.type
-    if not torch.is_autocast_enabled(kind):
-        kinds = {point.logits.dtype}, {parameter.dtype for parameter in engine.parameters.values()}
-        if any(kind and all(map(has_few_bits, kind)) for kind in kinds):
-            return True
-        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows)
-    with torch.autocast(kind, enabled=False):
-        try:
-            point = engine.at(inputs)
-        except RuntimeError:
-            return True  # inputs of sixteen bits, which only autocast brings together with the weights
-        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
-        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows)

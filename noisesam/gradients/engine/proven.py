@@ -12,18 +12,20 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from noisesam.errors import InputError, first_line
 from noisesam.gradients.batch import Inputs, devices_of
 from noisesam.gradients.engine.fast import FastEngine, TapedPoint
 from noisesam.gradients.engine.perturbed_proof import agrees_for_all_examples
 from noisesam.gradients.engine.proof import prove
+from noisesam.gradients.engine.proven_points import ListeningPoint, MovedPoint
+from noisesam.gradients.engine.recheck import is_due, last_due, still_agrees
 from noisesam.gradients.engine.slower import Known, slower
-from noisesam.gradients.engine.tape import Use
 from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse, is_of_a_function
 from noisesam.gradients.engine.verdict import Verdict, loudest, loudness
 from noisesam.gradients.factors import Factor
+from noisesam.gradients.module_state import ModuleState
 from noisesam.gradients.per_example_gradient import AlongOwnGradient, PerExampleGradient
 from noisesam.gradients.points import Engine, EngineChangedError, Point
 from noisesam.gradients.randomness import RandomState
@@ -32,8 +34,8 @@ MOST_WAYS = 32
 """Ways that are proven for one shape of the batch: a proof takes longer than a step of the slower engine."""
 
 
-ATTEMPTS = 3
-"""Passes at w until the way and the layout are those that were proven: either may be known only after one."""
+ATTEMPTS = 4
+"""Passes at w until way and layout are those that were proven, each known only after one, and have been compared again."""
 
 
 class ProvenEngine(Engine):
@@ -48,6 +50,7 @@ class ProvenEngine(Engine):
         self._known, self._signature, self._asked = known, signature, engine
         self._verdicts = known.verdicts[signature]
         self._other: Engine | None = None
+        self._due = is_due(known.batches[signature])
         self._fast = FastEngine(model, parameters, guess=next(iter(self._verdicts.values())).guess)
         super().__init__(model, parameters)
 
@@ -86,26 +89,24 @@ class ProvenEngine(Engine):
             return self._moved(inputs, perturbation or {}, previous, consume, perturbed_passes)
         state, reason = RandomState.capture(devices_of(self.model)), ""
         for attempt in range(ATTEMPTS):
-            point, trace = None, None
-            try:
-                point = self._fast.at(inputs, perturbation, consume=consume, perturbed_passes=perturbed_passes)
-                trace = point.tape.trace
-            except UnsupportedParameterUse as unsupported:
-                reason = str(unsupported)
-            except (InputError, torch.OutOfMemoryError):
-                raise
-            except FAILURES as error:
-                if not is_of_a_function(error):
-                    raise
-                # The model may run all the same: it is a row for every example that it does not take on this way.
-                reason = f"it does not go through with a row for every example: {first_line(error)}"
+            before = ModuleState(self.model) if self._due else None
+            point, reason = self._at_w(inputs, perturbation, consume, perturbed_passes)
+            trace = None if point is None else point.tape.trace
+            was_proven = trace in self._verdicts
             verdict = self._verdict(inputs, trace)
             if point is not None and verdict is not None and verdict.fast and trace == verdict.trace:
                 reason = self._unlike_alone(inputs, verdict, perturbation or {})
                 if reason:
                     break
-                if verdict.guess == self._fast.guess:
-                    return _ListeningPoint(point, self, inputs, verdict.silent)
+                if verdict.guess == self._fast.guess and before is None:
+                    return ListeningPoint(point, self, inputs, verdict.silent)
+                if before is not None:
+                    del point  # one graph at a time is held
+                    before.restore()
+                    reason = self._otherwise_now(inputs, verdict) if was_proven else ""
+                    self._due = False
+                    if reason:
+                        break
                 self._fast.guess = verdict.guess
                 state.restore()
                 continue
@@ -116,6 +117,22 @@ class ProvenEngine(Engine):
             break
         state.restore()
         return self._fall_back(inputs, reason).at(inputs, perturbation, consume=consume)
+
+    def _at_w(
+        self, inputs: Inputs, perturbation: Mapping[str, Factor] | None, consume: bool, perturbed_passes: int
+    ) -> tuple[TapedPoint | None, str]:
+        """Return the fast engine's evaluation, or why there is none."""
+        try:
+            return self._fast.at(inputs, perturbation, consume=consume, perturbed_passes=perturbed_passes), ""
+        except UnsupportedParameterUse as unsupported:
+            return None, str(unsupported)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except FAILURES as error:
+            if not is_of_a_function(error):
+                raise
+            # The model may run all the same: it is a row for every example that it does not take on this way.
+            return None, f"it does not go through with a row for every example: {first_line(error)}"
 
     def _moved(
         self, inputs: Inputs, perturbation: Mapping[str, Factor], previous: TapedPoint, consume: bool, perturbed_passes: int
@@ -129,7 +146,7 @@ class ProvenEngine(Engine):
                     inputs, perturbation, previous=previous, consume=consume, perturbed_passes=perturbed_passes
                 )
                 if moved.tape.trace == previous.tape.trace:
-                    return _MovedPoint(moved, self)
+                    return MovedPoint(moved, self)
                 reason = "it goes another way at w + eps than at w"
             except UnsupportedParameterUse as unsupported:
                 reason = str(unsupported)
@@ -190,6 +207,21 @@ class ProvenEngine(Engine):
             return ""
         return "its outputs at these perturbed weights are not those that the examples have alone"
 
+    def _otherwise_now(self, inputs: Inputs, verdict: Verdict) -> str:
+        """Compare once more what was proven on another batch; return why it is not the fast engine's any more."""
+        batch = self._known.batches[self._signature]
+        if still_agrees(FastEngine(self.model, self.parameters, guess=verdict.guess), inputs, batch):
+            return ""
+        found = prove(FastEngine(self.model, self.parameters), inputs)  # which refuses a model that mixes
+        if found is None or found.fast:
+            return ""
+        self._verdicts[verdict.trace] = Verdict(False, found.reason, trace=verdict.trace)
+        self._known.say_once(
+            f"{type(self.model).__name__} treats the examples of batch {batch} otherwise than those before: {found.reason}. "
+            f"The steps since batch {last_due(batch)} may have been computed wrongly; with engine='reference' none is."
+        )
+        return found.reason
+
     def _fall_back(self, inputs: Inputs, reason: str) -> Engine:
         self._other = slower(self.model, self.parameters, inputs, self._known, self._signature, self._asked, reason)
         return self._other
@@ -219,57 +251,3 @@ def _not_compared(verdict: Verdict, perturbation: Mapping[str, Factor]) -> bool:
     along = isinstance(perturbation, AlongOwnGradient)
     names = {name for name, _ in verdict.mute if name in verdict.reused} if along else {name for name, _ in verdict.silent}
     return any(bool(perturbation[name].squared_norm().any()) for name in sorted(names & perturbation.keys()))
-
-
-class _ListeningPoint(TapedPoint):
-    """An evaluation at w whose pull-backs tell of what the proof has not heard: a silent use, a hook, a use without a rule."""
-
-    def __init__(self, point: TapedPoint, engine: ProvenEngine, inputs: Inputs, silent: frozenset[Use]) -> None:
-        super().__init__(point.tape, point.output, point.parameters)
-        self._engine, self._inputs = engine, inputs
-        self.tape.heard_of = silent
-
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
-        """Pull back without forming any shared weight gradient."""
-        try:
-            gradient = super().per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
-        except UnsupportedParameterUse as unsupported:
-            self._engine.unsupported(self._inputs, self, str(unsupported))
-            raise
-        self._engine.heed(self, self._inputs, gradient)
-        return gradient
-
-    def both_gradients(
-        self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2
-    ) -> tuple[dict[str, Tensor], PerExampleGradient]:
-        """Return the summed and the per-example gradients from one reverse pass."""
-        found = super().both_gradients(cotangent, keep=keep, perturbed_passes=perturbed_passes)
-        self._engine.heed(self, self._inputs, found[1])
-        return found
-
-    def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
-        """Pull back to the shared weights."""
-        found = super().sum_gradient(cotangent, keep=keep)
-        if not self.tape.recording:  # else `heed` looks, which proves once more before it refuses
-            self._engine.refuse_other_rewrites(self)
-        return found
-
-
-class _MovedPoint(TapedPoint):
-    """An evaluation at w + eps_i whose hooks have to do what they do in the proof."""
-
-    def __init__(self, point: TapedPoint, engine: ProvenEngine) -> None:
-        super().__init__(point.tape, point.output, point.parameters)
-        self._engine = engine
-
-    def sum_gradient(self, cotangent: Tensor, *, keep: bool = False) -> dict[str, Tensor]:
-        """Pull back to the shared weights."""
-        found = super().sum_gradient(cotangent, keep=keep)
-        self._engine.refuse_other_rewrites(self)
-        return found
-
-    def per_example_gradient(self, cotangent: Tensor, *, keep: bool = False, perturbed_passes: int = 2) -> PerExampleGradient:
-        """Pull back without forming any shared weight gradient."""
-        found = super().per_example_gradient(cotangent, keep=keep, perturbed_passes=perturbed_passes)
-        self._engine.refuse_other_rewrites(self)
-        return found

@@ -16,6 +16,7 @@ from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.mixing import refuse_batch_normalisation
 from noisesam.gradients.engine.proof import prove
 from noisesam.gradients.engine.proven import ProvenEngine
+from noisesam.gradients.engine.recheck import is_due
 from noisesam.gradients.engine.slower import Known, slower
 from noisesam.gradients.points import Engine
 from noisesam.gradients.reference import ReferenceEngine
@@ -50,6 +51,7 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     known = _KNOWN.setdefault(model, Known())
     signature = _signature(model, parameters, inputs)
     verdicts = known.verdicts.setdefault(signature, {})
+    batch = known.batches[signature] = known.batches.get(signature, 0) + 1
     if not verdicts:
         # What is refused depends on nothing that the signature leaves out: once a signature is known, this is behind it.
         _refuse_compiled(model)
@@ -62,6 +64,8 @@ def engine_for(model: nn.Module, inputs: Inputs, engine: str = "auto") -> Engine
     verdict = next(iter(verdicts.values()))
     if verdict.fast and engine != "reference":
         return ProvenEngine(model, parameters, known, signature, engine)
+    if is_due(batch):
+        prove(FastEngine(model, parameters), inputs)  # which refuses a model that mixes the examples of this batch
     return slower(model, parameters, inputs, known, signature, engine, verdict.reason)
 
 

@@ -1,0 +1,135 @@
+"""A batch by the fast engine and by plain autograd: some of its examples one by one, and the sum of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from noisesam.errors import InputError, first_line
+from noisesam.gradients.batch import Inputs, take
+from noisesam.gradients.engine.fast import FastEngine
+from noisesam.gradients.engine.perturbed_proof import agrees_at_perturbed_weights
+from noisesam.gradients.engine.rounding import Rounding, has_few_bits, rounding_of
+from noisesam.gradients.engine.terms import close, fixed_cotangent, tells
+from noisesam.gradients.engine.twins import Twins, weights_of_rows
+from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
+from noisesam.gradients.engine.verdict import Comparison, Everything, Verdict, loudness
+from noisesam.gradients.factors import Factor
+from noisesam.gradients.per_example_gradient import PerExampleGradient
+from noisesam.gradients.plain import whole_norm
+from noisesam.gradients.points import Point
+from noisesam.gradients.randomness import RandomState
+from noisesam.gradients.recomputation import evaluate
+
+
+def outputs_alone(
+    engine: FastEngine, inputs: Inputs, rows: Iterable[int], state: RandomState | None = None
+) -> dict[int, Tensor]:
+    """Return the outputs of examples that are run alone, each with the draws that follow on this state."""
+    found: dict[int, Tensor] = {}
+    try:
+        for row in rows:
+            if state is not None:
+                state.restore()
+            found[row] = evaluate(engine.model, take(inputs, slice(row, row + 1))).detach()
+        return found
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except FAILURES as error:
+        raise InputError(
+            f"{type(engine.model).__name__} runs on the batch, but not on one of its examples alone: {first_line(error)}",
+            expected="a forward pass for any number of examples: each has an output of its own",
+            remedy="Take the number of examples from the inputs' shape, and keep no state of an earlier batch.",
+        ) from error
+
+
+def compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | None:
+    """Compare what the engine finds in the batch with plain autograd."""
+    hooked = [name for name, parameter in engine.parameters.items() if parameter._backward_hooks]
+    if hooked:
+        return _different(f"{hooked[0]!r} has a hook, which is to see the gradient of the weight itself")
+    try:
+        point = engine.at(inputs)
+        point.tape.heard_of = Everything()
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+    except UnsupportedParameterUse as reason:
+        return _different(str(reason))
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except FAILURES as error:
+        # The model itself has just run: it is a row for every example that it does not take somewhere.
+        return _different(f"it does not go through with a row for every example: {first_line(error)}")
+    heard, rewrites = loudness(point, gradient), point.tape.rewrites
+    if point.tape.sized_by_data:
+        return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
+    if not tells(point.logits):
+        return None
+    rounding = rounding_of(engine.parameters.values(), point.logits)
+    rounding_of_all = rounding_of(engine.model.parameters(), point.logits)
+    for row, twin in twins.of_rows.items():
+        if not close(point.logits[row : row + 1], twin.alone, rounding_of_all.tolerance):
+            return _different("the model draws random numbers outside dropout")
+        norms = {name: _norm_in_double(factor, row) for name, factor in gradient.factors.items()}
+        largest = max(twin.norms.values(), default=0.0)
+        for name in engine.parameters:
+            own = twin.norms.get(name, 0.0)
+            if not abs(norms.get(name, 0.0) - own) <= rounding.allowed_difference(own, largest):
+                return _different(f"the gradient of {name!r} does not separate by example where it is used")
+    unlike = _unlike_the_sum(gradient, twins, point.logits, rounding)
+    if unlike:
+        return _different(f"the gradient of {unlike!r} does not separate by example where it is used")
+    twins.total.clear()  # as large as the model: it goes before the perturbed weights come
+    try:
+        if not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins.of_rows)):
+            return _different("its outputs at perturbed weights are not those that the examples have alone")
+    except UnsupportedParameterUse as reason:
+        return _different(str(reason))
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except FAILURES as error:
+        return _different(f"it does not go through at perturbed weights: {first_line(error)}")
+    verdict = Verdict(True, guess=engine.guess, trace=point.tape.trace, rewrites=rewrites)
+    return Comparison(verdict, heard)
+
+
+def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor, rounding: Rounding) -> str:
+    """Return a parameter whose weighted sum over the examples is not plain autograd's, "" where there is none."""
+    weights, largest = weights_of_rows(logits), max(map(float, map(whole_norm, twins.total.values())), default=0.0)
+    for name, factor in gradient.factors.items():
+        found, plain = factor.weighted_sum(weights), twins.total.get(name)
+        own = 0.0 if plain is None else float(whole_norm(plain))
+        if plain is not None:  # without a third tensor of this size, where there can be two
+            found = found.sub_(plain) if found.dtype == plain.dtype else found - plain
+        if not float(whole_norm(found)) <= rounding.allowed_difference(own, largest):
+            return name
+    return ""
+
+
+def _different(reason: str) -> Comparison:
+    return Comparison(Verdict(False, reason), {})
+
+
+def _norm_in_double(factor: Factor, row: int) -> float:
+    """Return the norm of one example's gradient, of which no copy in float64 is left."""
+    return float(factor.of(slice(row, row + 1)).in_double().squared_norm()[0].sqrt())
+
+
+def _agrees_when_perturbed(
+    engine: FastEngine, inputs: Inputs, point: Point, gradient: PerExampleGradient, rows: list[int]
+) -> bool:
+    """Compare at w + eps_i in at least float32: sixteen bits round as much as a small perturbation changes."""
+    kind = point.logits.device.type
+    if not torch.is_autocast_enabled(kind):
+        kinds = {point.logits.dtype}, {parameter.dtype for parameter in engine.parameters.values()}
+        if any(kind and all(map(has_few_bits, kind)) for kind in kinds):
+            return True
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows)
+    with torch.autocast(kind, enabled=False):
+        try:
+            point = engine.at(inputs)
+        except RuntimeError:
+            return True  # inputs of sixteen bits, which only autocast brings together with the weights
+        gradient = point.per_example_gradient(fixed_cotangent(point.logits))
+        return agrees_at_perturbed_weights(engine, inputs, point, gradient, rows)
