@@ -16,7 +16,7 @@ from noisesam.gradients.engine.twins import twins_of
 from noisesam.gradients.randomness import undisturbed
 
 FIRST, TIMES, EVERY = 2, 4, 512
-"""Batches 2, 8, 32, 128 and 512 of a signature are compared, and from then on every 512th: each costs two to three steps."""
+"""Batches 2, 8, 32, 128 and 512 of a signature are compared, and from then on every 512th: each costs two to four steps."""
 
 _GOLDEN = 0.6180339887498949
 
