@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,23 @@ def test_the_cost_table_of_the_readme_is_the_one_that_was_measured(row, contende
     line = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| {row} |"))
     shown = [cell.strip() for cell in line.strip("|").split("|")[1:]]
     assert [float(cell) for cell in shown] == [pytest.approx(measured[one["model"]], rel=5e-3) for one in document["models"]]
+
+
+def test_the_architectures_of_the_readme_are_those_that_were_looked_at():
+    rows = json.loads((ROOT / "benchmarks" / "architectures.json").read_text(encoding="utf-8"))["architectures"]
+    engines = Counter(row["engine"] for row in rows)
+    libraries = Counter(row["library"] for row in rows)
+    refused = [row["family"] for row in rows if row["engine"] == "refused"]
+    words = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"Of {len(rows)} published architectures taken as they are ({libraries['timm']} families of timm, "
+        f"{libraries['transformers']} of transformers), {engines['fast']} run on the fast engine, "
+        f"{engines['reference'] + engines['moved-weights']} on a slower one, and one is refused"
+    ) in words
+    assert refused == ["csatv2"]
+    fast = [row for row in rows if row["engine"] == "fast"]
+    assert "off by 2e-14 in float64, or by less than the last digit of the weights changes, and by 7e-7 in float32" in words
+    assert all(row["error"] < (7e-7 if row["dtype"] == "float32" else max(2e-14, row["rounding"])) for row in fast)
 
 
 def test_the_ratios_of_the_second_machine_are_those_that_were_measured():
