@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from noisesam.errors import InputError
 from noisesam.gradients import mixed_point_gradient
-from noisesam.gradients.engine import engine_for, selection
+from noisesam.gradients.engine import engine_for, recheck
+from noisesam.gradients.engine import proven as proven_engine
 from noisesam.gradients.engine.recheck import is_due, last_due
 
 EXAMPLES, TOKENS, WIDTH, CLASSES = 4, 4, 6, 3
@@ -86,52 +87,130 @@ def apart(size: int = EXAMPLES) -> Tensor:
 
 
 def test_the_batches_that_are_compared_become_seldom():
-    assert [batch for batch in range(1, 2000) if is_due(batch)] == [2, 8, 32, 128, 512, 1024, 1536]
-    assert [last_due(batch) for batch in (2, 8, 512, 1024, 1536)] == [1, 2, 128, 512, 1024]
+    assert [batch for batch in range(1, 4000) if is_due(batch)] == [4, 16, 64, 256, 1024, 2048, 3072]
+    assert [last_due(batch) for batch in (4, 16, 1024, 2048, 3072)] == [1, 4, 256, 1024, 2048]
 
 
-def test_rows_that_nothing_tells_of_are_found_out_on_the_second_batch():
+def proven(model: nn.Module, inputs: Tensor, engine: str = "auto") -> None:
+    """Take the steps up to the first comparison."""
+    for _ in range(3):
+        step(model, inputs, engine)
+
+
+def test_rows_that_nothing_tells_of_are_found_out_at_the_next_comparison_and_said():
     model = Hidden()
     step(model, in_order())
-    with pytest.warns(UserWarning, match=SHOWN.format(2)):
+    wrong = [one_sam_error(model, out_of_order(), LABELS) for _ in (2, 3)]
+    assert min(wrong) > 1e-3  # nothing tells of them between two comparisons: it is what is said now
+    with pytest.warns(UserWarning, match=f"{SHOWN.format(4)}.* since batch 1 may have been computed wrongly"):
         assert one_sam_error(model, out_of_order(), LABELS) < 1e-12
     assert engine_met(model, out_of_order()) == "reference"
+    assert one_sam_error(model, out_of_order(), LABELS) < 1e-12
 
 
-def test_rows_that_change_later_are_found_out_at_the_next_comparison_and_said():
+def test_what_has_held_at_one_comparison_is_compared_at_the_next():
     model = Hidden()
-    for _ in range(4):
+    for _ in range(15):
         step(model, in_order())
-    wrong = [one_sam_error(model, out_of_order(), LABELS) for _ in (5, 6, 7)]
-    assert min(wrong) > 1e-3  # nothing tells of them between two comparisons: it is what is said now
-    with pytest.warns(UserWarning, match="since batch 2 may have been computed wrongly"):
+    with pytest.warns(UserWarning, match=f"{SHOWN.format(16)}.* since batch 4 may"):
         assert one_sam_error(model, out_of_order(), LABELS) < 1e-12
 
 
 def test_the_fast_engine_that_was_asked_for_is_refused_from_there_on():
     model = Hidden()
-    step(model, in_order(), "fast")
-    with pytest.warns(UserWarning, match=SHOWN.format(2)), pytest.raises(InputError, match="engine='fast' for Hidden"):
+    proven(model, in_order(), "fast")
+    with pytest.warns(UserWarning, match=SHOWN.format(4)), pytest.raises(InputError, match="engine='fast' for Hidden"):
         step(model, out_of_order(), "fast")
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_examples_that_mix_only_in_a_later_batch_are_refused_there(engine: str):
     model = Neighbours()
-    step(model, apart(), engine)
+    proven(model, apart(), engine)
     close = apart()
     close[3] = close[2] + 1e-3
     with pytest.raises(InputError, match="mixes the examples"):
         step(model, close, engine)
 
 
-def test_the_sum_hears_an_example_that_is_not_the_one_compared(monkeypatch: pytest.MonkeyPatch):
-    for row in range(EXAMPLES):
-        model = Hidden()
-        step(model, in_order())
-        monkeypatch.setattr("noisesam.gradients.engine.recheck._GOLDEN", (row + 0.5) / EXAMPLES / 2)
-        with pytest.warns(UserWarning, match=SHOWN.format(2)):
-            step(model, out_of_order())
+@pytest.mark.parametrize("row", range(EXAMPLES))
+def test_the_sum_hears_an_example_that_is_not_the_one_compared(row: int, monkeypatch: pytest.MonkeyPatch):
+    model = Hidden()
+    proven(model, in_order())
+    monkeypatch.setattr(recheck, "_GOLDEN", (row + 0.5) / EXAMPLES / 4)
+    with pytest.warns(UserWarning, match=SHOWN.format(4)):
+        step(model, out_of_order())
+
+
+class Scaled(torch.autograd.Function):
+    """A function of the model's own: its use of a parameter shows in the reverse pass alone."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(values, scale)
+        return values * scale
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        values, scale = ctx.saved_tensors
+        return gradient * scale, (gradient * values).sum().reshape(1)
+
+
+def test_what_a_step_comes_upon_by_itself_is_no_reason_to_doubt_those_before():
+    class Thaws(nn.Module):
+        frozen = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.scale = nn.Linear(WIDTH, CLASSES), nn.Parameter(torch.full((1,), 1.5))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
+                scaled = Scaled.apply(inputs, self.scale)
+            return self.head(scaled)
+
+    model, inputs = Thaws(), torch.rand(EXAMPLES, WIDTH)
+    proven(model, inputs)
+    model.frozen = False
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert one_sam_error(model, inputs, LABELS) < 1e-12
+    words = [str(one.message) for one in said]
+    assert any("exact reference engine" in one or "exact, but slow" in one for one in words)
+    assert not any("otherwise than those before" in one for one in words)
+
+
+class Counts(nn.Module):
+    """Counts its calls in a buffer, and fills a table where there is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(WIDTH, 5), nn.Linear(5, CLASSES)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("table", torch.zeros(0))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if len(self.table) < len(inputs):
+            self.table = torch.linspace(1.0, 2.0, len(inputs))
+        return self.head(torch.tanh(self.body(inputs)) * self.table[0])
+
+
+def test_buffers_move_once_in_a_step_that_compares():
+    model, inputs, moved = Counts(), torch.randn(EXAMPLES, WIDTH), []
+    for _ in range(5):
+        before = float(model.calls)
+        step(model, inputs)
+        moved.append(float(model.calls) - before)
+    assert moved[1:] == [1] * 4
+
+
+def test_a_table_that_is_filled_in_a_step_that_compares_stays_and_the_engine_is_fast():
+    model, inputs = Counts(), torch.randn(EXAMPLES, WIDTH)
+    proven(model, inputs)
+    model.table = torch.zeros(0)
+    assert engine_met(model, inputs) == "fast"
+    assert len(model.table) == EXAMPLES
 
 
 def test_comparing_again_changes_no_bit_and_draws_nothing(monkeypatch: pytest.MonkeyPatch):
@@ -151,7 +230,7 @@ def test_comparing_again_changes_no_bit_and_draws_nothing(monkeypatch: pytest.Mo
         return found, torch.rand(3)
 
     compared = run()
-    monkeypatch.setattr(selection, "is_due", lambda _batch: False)
+    monkeypatch.setattr(proven_engine, "is_due", lambda _batch: False)
     alone = run()
     assert all(torch.equal(one, other) for one, other in zip(compared[0], alone[0], strict=True))
     assert torch.equal(compared[1], alone[1])
@@ -160,7 +239,7 @@ def test_comparing_again_changes_no_bit_and_draws_nothing(monkeypatch: pytest.Mo
 def test_a_batch_that_is_not_finite_is_compared_with_nothing():
     model = nn.Linear(WIDTH, CLASSES)
     x = torch.randn(EXAMPLES, WIDTH)
-    step(model, x)
+    proven(model, x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert engine_met(model, torch.full_like(x, torch.inf)) == "fast"

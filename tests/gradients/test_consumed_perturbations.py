@@ -47,7 +47,7 @@ def test_a_parameter_that_is_used_more_often_at_the_perturbed_weights_falls_back
     with pytest.warns(UserWarning, match="used more often at w|another way at w"):
         found = mixed_point_gradient(model, x, y, **options)
     assert relative_error(found, mean_term(example_terms(model, x, y, 0.1, loss=energy), "1-sam")) <= 1e-12
-    model.calls, model.twice_from = 0, 10**9
+    model = Grows().double()
     mixed_point_gradient(model, x, y, **options)
     model.twice_from = model.calls + 2
     with pytest.raises(InputError, match=r"engine='fast'.*(used more often at w|another way at w)"):

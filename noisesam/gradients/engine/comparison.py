@@ -55,12 +55,12 @@ def compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | No
         point.tape.heard_of = Everything()
         gradient = point.per_example_gradient(fixed_cotangent(point.logits))
     except UnsupportedParameterUse as reason:
-        return _different(str(reason))
+        return _different(str(reason), noticed=True)
     except (InputError, torch.OutOfMemoryError):
         raise
     except FAILURES as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
-        return _different(f"it does not go through with a row for every example: {first_line(error)}")
+        return _different(f"it does not go through with a row for every example: {first_line(error)}", noticed=True)
     heard, rewrites = loudness(point, gradient), point.tape.rewrites
     if point.tape.sized_by_data:
         return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
@@ -85,11 +85,11 @@ def compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | No
         if not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins.of_rows)):
             return _different("its outputs at perturbed weights are not those that the examples have alone")
     except UnsupportedParameterUse as reason:
-        return _different(str(reason))
+        return _different(str(reason), noticed=True)
     except (InputError, torch.OutOfMemoryError):
         raise
     except FAILURES as error:
-        return _different(f"it does not go through at perturbed weights: {first_line(error)}")
+        return _different(f"it does not go through at perturbed weights: {first_line(error)}", noticed=True)
     verdict = Verdict(True, guess=engine.guess, trace=point.tape.trace, rewrites=rewrites)
     return Comparison(verdict, heard)
 
@@ -107,8 +107,8 @@ def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor, 
     return ""
 
 
-def _different(reason: str) -> Comparison:
-    return Comparison(Verdict(False, reason), {})
+def _different(reason: str, *, noticed: bool = False) -> Comparison:
+    return Comparison(Verdict(False, reason), {}, noticed)
 
 
 def _norm_in_double(factor: Factor, row: int) -> float:
