@@ -59,6 +59,7 @@ def as_tables(runs: Runs | Tables) -> Tables:
             "No run to analyse", expected="at least one saved run", remedy="See the collection's .problems for those left out"
         )
     facts = pd.DataFrame([_facts(run, collection.setting(run)) for run in collection])
+    _refuse_doubles(facts, "Open them together with noisesam.open_runs, which leaves the second of two copies out")
     facts["experiment_label"] = _experiment_labels(facts)
     return Tables(_finite(collection.metrics), _finite(collection.examples), facts)
 
@@ -75,6 +76,15 @@ def _from_frame(frame: pd.DataFrame) -> Tables:
     facts = frame[FRONT].drop_duplicates().reset_index(drop=True)
     if facts.empty:
         raise InputError("The table has no rows", expected="the metrics of at least one run")
+    _refuse_doubles(facts, "Name what differs in the column setting")
+    facts = facts.assign(
+        classes=float("nan"), epochs=float("nan"), status="unknown", experiment="", experiment_label="", protocol=""
+    )
+    return Tables(_finite(frame), None, facts)
+
+
+def _refuse_doubles(facts: pd.DataFrame, remedy: str) -> None:
+    """Refuse two runs that are one: counted as two seeds they would make every interval too narrow."""
     for names in (["run"], ["method", "setting", "seed"]):
         doubled = facts[facts.duplicated(names)]
         if len(doubled):
@@ -82,12 +92,8 @@ def _from_frame(frame: pd.DataFrame) -> Tables:
             raise InputError(
                 f"Two runs share {' and '.join(names)} ({value})",
                 expected="one run per method, setting and seed",
-                remedy="Name what differs in the column setting",
+                remedy=remedy,
             )
-    facts = facts.assign(
-        classes=float("nan"), epochs=float("nan"), status="unknown", experiment="", experiment_label="", protocol=""
-    )
-    return Tables(_finite(frame), None, facts)
 
 
 def _finite(frame: pd.DataFrame) -> pd.DataFrame:

@@ -68,13 +68,22 @@ def _read(file: Path) -> pd.DataFrame:
     """Read the table, and call the last column `label` if none has that name."""
     _check_fields(file)
     try:
-        table = pd.read_csv(file, index_col=False, encoding="utf-8-sig")
+        table = pd.read_csv(file, index_col=False, encoding="utf-8-sig", skipinitialspace=True)
+        # A class may be called NA or None: only an empty cell is none.
+        texts = pd.read_csv(
+            file, index_col=False, encoding="utf-8-sig", skipinitialspace=True, keep_default_na=False, na_values=[""]
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(
             f"{file}: not a readable table ({error})", expected="a .csv file with a header", remedy="Check it"
         ) from None
+    table.columns = texts.columns = [str(name).strip() for name in table.columns]
     if "label" not in table.columns and table.columns[-1] not in _RESERVED:
-        table = table.rename(columns={table.columns[-1]: "label"})
+        last = {table.columns[-1]: "label"}
+        table, texts = table.rename(columns=last), texts.rename(columns=last)
+    for name in {"label", "clean_label"} & set(table.columns):
+        if not pd.api.types.is_numeric_dtype(texts[name]):
+            table[name] = texts[name].str.strip().replace("", None)
     if not len(table):
         raise InputError(f"{file}: a header and no rows", expected="one row per example", remedy="Add the examples below it")
     if "label" not in table.columns or table.shape[1] < 2:
@@ -105,6 +114,19 @@ def _check_fields(file: Path) -> None:
                 expected="columns separated by commas",
                 remedy="Save the table with commas",
             )
+    names = [name.strip() for name in header]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"{file}: two columns are called {twice!r}", expected="a name of its own for every column", remedy="Rename one"
+        )
+    alike = next((name for name in names if name not in _RESERVED and name.lower().replace(" ", "_") in _RESERVED), None)
+    if alike is not None:
+        raise InputError(
+            f"{file}: a column {alike!r}, which would be a feature",
+            expected=f"{alike.lower().replace(' ', '_')!r} for what it seems to be",
+            remedy="Rename it",
+        )
     if odd is not None:
         raise InputError(
             f"{file}: {len(header)} columns in the header, {len(odd[1])} in line {odd[0]}",

@@ -185,14 +185,15 @@ class CallableLoss(Loss):
                 remedy="Let the model apply it to its logits (a temperature, say), or detach it.",
             )
         (first,) = torch.autograd.grad(losses[0], leaf, retain_graph=True)
-        mixes = bool((first[1:] != 0).any())
+        known = first[1:].isfinite()  # a loss without a finite gradient tells nothing, and is refused as such
+        mixes = bool(((first[1:] != 0) & known).any())
         for row, own in enumerate(losses.detach()):
             copies = torch.full((len(leaf),), row, device=leaf.device)
             among_copies = self(leaf.detach()[copies], targets[copies])[row].detach()
             mixes |= bool(_apart(among_copies, own))
         if mixes:
             raise self._mixed()
-        self._separates = True
+        self._separates = bool(known.all())
 
     def _differs_in_halves(self, losses: Tensor, logits: Tensor, targets: Tensor) -> bool:
         """Whether some loss is another when every second example is left out: a count of labels, say, may come to differ."""

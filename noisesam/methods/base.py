@@ -15,7 +15,7 @@ from noisesam.gradients.batch import Batch, ChunkSize, Inputs, call_model, check
 from noisesam.gradients.decomposition import decompose_batch
 from noisesam.gradients.losses import PerExampleLoss, resolve
 from noisesam.gradients.memory import check_memory_budget, chunk_for
-from noisesam.methods.checks import check_flag, check_number, saved_count
+from noisesam.methods.checks import check_flag, check_number, refuse_data_parallel, saved_count
 from noisesam.methods.finiteness import NonFiniteLossError, is_finite, non_finite, scale_of, working
 from noisesam.methods.gradients_by_name import add_to_grad, dense_only, infinite, pull_back
 from noisesam.methods.parameter_groups import as_groups, radii_by_name
@@ -68,6 +68,7 @@ class Method(ABC):
                 expected="a torch.nn.Module",
                 remedy="Pass the module itself, not its name.",
             )
+        refuse_data_parallel(model)
         self.model = model
         self.loss = resolve(loss)
         self.chunk_size: ChunkSize = check_chunk_size(chunk_size)
@@ -121,7 +122,7 @@ class Method(ABC):
         check_flag("new_step", new_step)
         with torch.enable_grad():
             outcome = self._step(batch, parameters, StepCall(loss_scale, final, new_step))
-        finite = is_finite(outcome, gradient_too=scaler is not None)
+        finite = is_finite(outcome)
         if not finite and scaler is None:
             raise non_finite(outcome)
         if not outcome.gradient:

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from torch import nn
+
 from noisesam.errors import InputError, nearest_name
+
+_PARALLEL = {"DistributedDataParallel", "FullyShardedDataParallel"}
 
 
 def check_number(
@@ -42,6 +46,18 @@ def check_number(
             remedy=remedy or _left_out(name),
         )
     return number
+
+
+def refuse_data_parallel(model: nn.Module) -> None:
+    """Refuse wrappers that average gradients by hooks on loss.backward(): a method takes gradients without it."""
+    for module in model.modules():
+        wrapper = next((kind.__name__ for kind in type(module).__mro__ if kind.__name__ in _PARALLEL), None)
+        if wrapper is not None:
+            raise InputError(
+                f"A model wrapped in {wrapper}",
+                expected="the model itself: the wrapper averages gradients in loss.backward() alone, which a method replaces",
+                remedy="Pass model.module, and average every .grad over the processes after method.backward().",
+            )
 
 
 def check_count(name: str, value: object, *, at_least: int = 1, remedy: str = "") -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,17 +39,24 @@ def scale_of(scaler: torch.amp.GradScaler | None, model: nn.Module) -> float:
     return float(scaler.scale(torch.ones((), device=device)))
 
 
-def is_finite(outcome: Outcome, *, gradient_too: bool) -> bool:
-    """Say whether every loss that was evaluated, and all that a step came by, is finite.
+def is_finite(outcome: Outcome) -> bool:
+    """Say whether every loss that was evaluated, the gradient and all that a step came by are finite.
 
     It is asked once at the end of a step: on a GPU every answer waits until all that was asked before has been computed.
     """
     device = outcome.losses.device
-    numbers = [_evaluated_losses(outcome), *outcome.further_losses, *outcome.further_numbers]
-    finite = torch.cat([values.detach().reshape(-1).to(device) for values in numbers]).isfinite().all()
-    if gradient_too and outcome.gradient:
-        finite &= torch.stack([values.isfinite().all().to(device) for values in outcome.gradient.values()]).all()
-    return bool(finite)
+    numbers = [_evaluated_losses(outcome), *outcome.further_losses, *outcome.further_numbers, *_largest(outcome)]
+    return bool(torch.cat([values.detach().reshape(-1).to(device) for values in numbers]).isfinite().all())
+
+
+def _largest(outcome: Outcome) -> list[Tensor]:
+    """Return the largest entry of every parameter's gradient, which is not finite if any is not; one function finds all."""
+    gradients = [values.coalesce().values() if values.is_sparse else values for values in outcome.gradient.values()]
+    gradients = [values for values in gradients if values.numel()]
+    if not gradients:
+        return []
+    largest = torch._foreach_norm(gradients, math.inf)  # pyright: ignore[reportPrivateImportUsage]
+    return [torch.stack([one for one in largest if one.dtype == kind]) for kind in {one.dtype for one in largest}]
 
 
 def _evaluated_losses(outcome: Outcome) -> Tensor:
@@ -70,8 +78,9 @@ def non_finite(outcome: Outcome) -> NonFiniteLossError:
                 expected="finite losses",
                 remedy="Look at these inputs for NaN or infinite values, lower the learning rate or rho, or pass a scaler.",
             )
+    ascent = not all(bool(values.isfinite().all()) for values in outcome.further_numbers)
     return NonFiniteLossError(
-        "The ascent gradient is not finite",
+        "The ascent gradient is not finite" if ascent else "The losses are finite, and their gradient is not",
         expected="finite gradients",
-        remedy="Lower the learning rate, or pass a scaler.",
+        remedy="Lower the learning rate, or pass a scaler; of a loss of your own look for sqrt(0) and torch.where.",
     )

@@ -75,6 +75,19 @@ def validate_manifest(manifest: Mapping[str, Any], path: Path) -> None:
             expected="values as noisesam writes them",
             remedy="Restore it from a copy",
         )
+    for place, value, least in (
+        ("configuration.seed", manifest["configuration"].get("seed"), None),
+        ("data.classes", manifest["data"].get("classes"), 1),
+    ):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is None or (place == "data.classes" and isinstance(value, list)):
+            continue
+        if not whole or (least is not None and value < least):
+            raise RunError(
+                f"{path} has {place} = {str(value)[:80]}",
+                expected="a whole number" if least is None else f"a whole number from {least}",
+                remedy="Restore it from a copy of the run",
+            )
     if manifest["status"] not in STATUSES:
         raise RunError(f"{path} has status {manifest['status']!r}", expected="one of: " + ", ".join(STATUSES))
 

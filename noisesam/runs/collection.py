@@ -13,7 +13,7 @@ import pandas as pd
 from noisesam.errors import RunError
 from noisesam.runs import tables
 from noisesam.runs.files import cannot_read
-from noisesam.runs.manifest import flatten
+from noisesam.runs.manifest import configuration_hash, flatten
 from noisesam.runs.reader import Problem, Run, open_run, problem_of
 
 RUN_COLUMNS = ["run", "method", "setting", "seed"]
@@ -166,7 +166,7 @@ def _leaves(run: Run) -> dict[str, Any]:
 
 def _differing(leaves: list[dict[str, Any]]) -> set[str]:
     keys = {key for own in leaves for key in own}
-    return {key for key in keys if len({json.dumps(own.get(key, _ABSENT), sort_keys=True) for own in leaves}) > 1}
+    return {key for key in keys if len({json.dumps(_whole(own.get(key, _ABSENT)), sort_keys=True) for own in leaves}) > 1}
 
 
 def _show(value: Any) -> str:
@@ -199,12 +199,13 @@ def open_runs(path: str | Path | Iterable[str | Path], *, strict: bool = False) 
     given = [Path(path)] if isinstance(path, (str, Path)) else [Path(item) for item in path]
     directories: dict[Path, Path] = {}
     closed: list[OSError] = []
+    linked: list[Path] = []
     for root in given:
         if not root.exists():
             raise RunError(f"{root} does not exist", expected="a run or a folder of runs", remedy="Check the path")
-        for directory in run_folders(root, closed.append):
+        for directory in run_folders(root, closed.append, linked.append):
             directories.setdefault(directory.resolve(), directory)
-    runs, problems = [], []
+    runs, problems = [], [_not_followed(folder) for folder in linked]
     for error in closed:  # what may lie in there is not known to be no run
         folder = Path(error.filename or given[0])
         if strict:
@@ -227,8 +228,22 @@ def open_runs(path: str | Path | Iterable[str | Path], *, strict: bool = False) 
     return RunCollection(kept, [*problems, *doubles])
 
 
-def run_folders(root: Path, closed: Callable[[OSError], None]) -> Iterator[Path]:
-    """Yield the run itself, or the runs below a folder; `closed` is told of every folder that may not be looked into."""
+def _not_followed(folder: Path) -> Problem:
+    return Problem(
+        str(folder), f"{folder} is a link to a run, and links below a folder are not followed.", "Name the run itself beside."
+    )
+
+
+def run_folders(
+    root: Path, closed: Callable[[OSError], None], linked: Callable[[Path], None] = lambda _: None
+) -> Iterator[Path]:
+    """Yield the run itself, or the runs below a folder.
+
+    Args:
+        root: A run or a folder.
+        closed: Told of every folder that may not be looked into.
+        linked: Told of every link to a run, which is not followed.
+    """
     if root.is_file():
         yield root.parent if root.name == "manifest.json" else root
         return
@@ -239,6 +254,9 @@ def run_folders(root: Path, closed: Callable[[OSError], None]) -> Iterator[Path]
             below.clear()
             yield here
         below.sort()
+        for link in (here / name for name in below):
+            if link.is_symlink() and (link / "manifest.json").is_file():
+                linked(link)
 
 
 def _without_doubles(runs: list[Run]) -> tuple[list[Run], list[Problem]]:
@@ -261,6 +279,19 @@ def _without_doubles(runs: list[Run]) -> tuple[list[Run], list[Problem]]:
     return kept, problems
 
 
-def _names(run: Run) -> tuple[str, str]:
-    """By what a run is known: tables are joined by the id, which a stranger's manifest may share with another hash."""
-    return run.id, run.manifest["configuration_hash"]
+def _names(run: Run) -> tuple[str, str, str]:
+    """By what a run is known: tables are joined by the id, which a stranger's manifest may share with another hash.
+
+    A radius of 1 and one of 1.0 have two hashes, and are one run.
+    """
+    identity = run.manifest.get("data_file") if isinstance(run.manifest.get("data_file"), dict) else None
+    return run.id, run.manifest["configuration_hash"], configuration_hash(_whole(run.manifest["configuration"]), identity)
+
+
+def _whole(value: Any) -> Any:
+    """Return the same with whole numbers written as such."""
+    if isinstance(value, Mapping):
+        return {key: _whole(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -14,7 +14,10 @@ from noisesam.errors import RunError
 from noisesam.runs import tables
 from noisesam.runs.checkpoints import Checkpoint, committed_steps, read_checkpoint
 from noisesam.runs.checks import validate_manifest
-from noisesam.runs.files import MANIFEST_LIMIT, cannot_read, read_json
+from noisesam.runs.files import MANIFEST_LIMIT, cannot_read, digest_file, inside, read_json
+from noisesam.runs.manifest import configuration_hash, setting_hash
+
+PART_REMEDY = "Restore the part from a copy of the run, or delete the run and train it again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +76,7 @@ class Run:
     @property
     def seed(self) -> int:
         """The root seed of the configuration."""
-        seed = self.manifest["configuration"].get("seed", 0)
-        return seed if isinstance(seed, int) else 0
+        return self.manifest["configuration"].get("seed", 0)
 
     @property
     def method(self) -> str:
@@ -129,12 +131,20 @@ class Run:
             raise RunError(problems[0].message, remedy=problems[0].remedy)
         for _, path in tables.parts(self.path / table):
             try:
-                contents.append(tables.read_part(self.path, path, table))
+                content = tables.read_part(self.path, path, table)
+                self._check_seal(f"{table}/{path.name}", path)
+                contents.append(content)
             except RunError as error:
                 if self._strict:
                     raise
                 problems.append(problem_of(path, error))
         return tables.join_parts(table, contents), problems
+
+    def _check_seal(self, name: str, path: Path) -> None:
+        """Refuse a part that is not the one a finished run was sealed with: a changed bit may be another accuracy."""
+        sealed = self.manifest.get("parts")
+        if isinstance(sealed, dict) and name in sealed and digest_file(inside(self.path, path)) != sealed[name]:
+            raise RunError(f"{path} does not match its checksum in the manifest", remedy=PART_REMEDY)
 
     def _missing(self, table: str) -> list[Problem]:
         """Name the parts that a finished run was sealed with and that are no longer there."""
@@ -146,7 +156,7 @@ class Run:
             Problem(
                 str(file),
                 f"{file} lists the part {name!r}, which is missing.",
-                "Restore the part from a copy of the run, or delete the run and train it again.",
+                PART_REMEDY,
             )
             for name in listed
             if name.startswith("examples/") == (table == "examples") and name not in present
@@ -197,4 +207,21 @@ def _opened(root: Path, *, strict: bool) -> Run:
         raise RunError(f"{root} is not a run: it has no manifest.json", expected="the directory of a run", remedy=remedy)
     manifest = read_json(root, file, limit=MANIFEST_LIMIT)
     validate_manifest(manifest, file)
+    _check_hashes(manifest, file)
     return Run(root, manifest, strict=strict)
+
+
+def _check_hashes(manifest: dict[str, Any], file: Path) -> None:
+    """Refuse a configuration that is not the one the run was made with: it would be another's seed, setting or rate."""
+    identity = manifest.get("data_file")
+    identity = identity if isinstance(identity, dict) else None
+    for key, compute in (("configuration_hash", configuration_hash), ("setting_hash", setting_hash)):
+        try:
+            matches = compute(manifest["configuration"], identity) == manifest[key]
+        except (TypeError, ValueError):
+            matches = False
+        if not matches:
+            raise RunError(
+                f"{file}: {key} does not match the configuration; one of them was changed",
+                remedy="Restore the manifest from a copy of the run",
+            )

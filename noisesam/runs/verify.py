@@ -10,8 +10,6 @@ import pandas as pd
 from noisesam.errors import RunError
 from noisesam.runs import tables
 from noisesam.runs.checkpoints import checkpoint_files, checkpoint_paths, read_payload
-from noisesam.runs.files import digest_file, inside
-from noisesam.runs.manifest import configuration_hash, setting_hash
 from noisesam.runs.reader import Problem, Run, open_run, problem_of
 from noisesam.runs.schema import GROUPS, SPLITS
 
@@ -36,23 +34,7 @@ def verify(path: str | Path) -> list[Problem]:
         run = open_run(root)
     except RunError as error:
         return [problem_of(root / "manifest.json", error)]
-    return [*_manifest(run), *_parts(run), *_rows(run), *_gaps(run), *_checkpoints(run)]
-
-
-def _manifest(run: Run) -> list[Problem]:
-    file = run.path / "manifest.json"
-    identity = run.manifest.get("data_file")
-    identity = identity if isinstance(identity, dict) else None
-    problems = []
-    for key, compute in (("configuration_hash", configuration_hash), ("setting_hash", setting_hash)):
-        try:
-            matches = compute(run.manifest["configuration"], identity) == run.manifest[key]
-        except (TypeError, ValueError):
-            matches = False
-        if not matches:
-            message = f"{file}: {key} does not match the configuration; one of them was changed."
-            problems.append(Problem(str(file), message, "Restore the manifest from a copy of the run."))
-    return problems
+    return [*_parts(run), *_rows(run), *_gaps(run), *_checkpoints(run)]
 
 
 def _parts(run: Run) -> list[Problem]:
@@ -61,14 +43,11 @@ def _parts(run: Run) -> list[Problem]:
     sealed = run.manifest.get("parts", {})
     sealed = sealed if isinstance(sealed, dict) else {}
     present = {f"{table}/{path.name}": path for table in tables.COLUMNS for _, path in tables.parts(run.path / table)}
-    remedy = "Restore the part from a copy of the run, or delete the run and train it again."
     for name, path in present.items():
         if str(path) in broken:
             continue
         if run.status == "finished" and name not in sealed:
             problems.append(Problem(str(path), f"{path} was added after the run had finished.", "Delete it."))
-        elif name in sealed and digest_file(inside(run.path, path)) != sealed[name]:
-            problems.append(Problem(str(path), f"{path} does not match its checksum in the manifest.", remedy))
     return problems
 
 

@@ -106,7 +106,8 @@ class RunWriter:
         if (root / "manifest.json").exists():
             _refuse_other(root, _read(root), config, data_file)
             raise RunError(
-                f"{root} already holds this run", remedy="Resume it, or choose another directory, or delete this one"
+                f"{root} already holds this run",
+                remedy="Resume it, or choose another directory, or delete this one; if another process writes it, wait",
             )
         _refuse_foreign(root)
         lock = _lock(root)

@@ -11,6 +11,8 @@ from torch import Tensor
 from noisesam.errors import InputError
 from noisesam.gradients.batch import logits_of
 
+NO_CLASS = -1
+
 
 def decision_threshold(loss_name: str) -> float:
     """Return the output above which one logit means class 1: half way between the targets 0 and 1 for the squared error."""
@@ -19,6 +21,8 @@ def decision_threshold(loss_name: str) -> float:
 
 def predicted_classes(logits: Float[Tensor, "n classes"], *, threshold: float = 0.0) -> Int[Tensor, " n"]:
     """Return the class with the largest logit; with one logit, class 1 where it lies above the threshold.
+
+    Of logits with a NaN none is the largest: -1, which is no class, so that the answer counts as wrong.
 
     Args:
         logits: shape (n, classes), or (n, 1) for one logit.
@@ -31,9 +35,8 @@ def predicted_classes(logits: Float[Tensor, "n classes"], *, threshold: float = 
         >>> predicted_classes(torch.tensor([[0.1, 2.0], [3.0, 1.0]])), predicted_classes(torch.tensor([[-0.3], [0.2]]))
         (tensor([1, 0]), tensor([0, 1]))
     """
-    if logits.shape[1] == 1:
-        return (logits[:, 0] > threshold).long()
-    return logits.argmax(1)
+    chosen = (logits[:, 0] > threshold).long() if logits.shape[1] == 1 else logits.argmax(1)
+    return chosen.masked_fill(logits.isnan().any(1), NO_CLASS)
 
 
 def margins(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], *, threshold: float = 0.0) -> Float[Tensor, " n"]:

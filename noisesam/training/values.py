@@ -75,6 +75,8 @@ def check_values(config: Config) -> None:
         if value is not None and not allowed(value):
             default = _value(Config(), key)
             remedy = f"Leave {key} out for its default, which is {'none' if default is None else repr(default)}."
+            if key == "noise.rate":  # its default is no noise
+                remedy = "Write 40% as 0.4."
             raise ConfigurationError(f"{key} = {value!r}", expected=expected, remedy=remedy)
     for key, choices in _CHOICES.items():
         value = _value(config, key)

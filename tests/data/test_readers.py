@@ -404,3 +404,29 @@ def test_real_cifar10_has_ten_classes_and_distinct_ids():
     assert data.num_classes == 10
     assert tuple(data.inputs.shape[1:]) == (3, 32, 32)
     assert float(data.inputs.max()) == 1.0
+
+
+def test_csv_blanks_behind_commas_are_no_part_of_a_name_or_a_class(tmp_path):
+    plain, blanks = tmp_path / "plain.csv", tmp_path / "blanks.csv"
+    plain.write_text("a,b,label,clean_label\n1,2,dog,cat\n3,4,cat,cat\n5,6,cat,dog\n")
+    blanks.write_text("a, b , label, clean_label \n1, 2, dog ,cat\n3, 4,cat, cat\n5, 6, cat,dog \n")
+    first, second = load(plain), load(blanks)
+    assert first.classes == second.classes == ("cat", "dog")
+    assert torch.equal(first.inputs, second.inputs)
+    assert torch.equal(first.labels, second.labels)
+    assert torch.equal(first.clean_labels, second.clean_labels)
+
+
+@pytest.mark.parametrize("header", ["a,label,label", "a,Label,b", "a,Clean Label,label", "a,b,INDEX"])
+def test_csv_columns_that_seem_to_be_labels_are_no_features(tmp_path, header):
+    (tmp_path / "mine.csv").write_text(header + "\n1,0,1\n2,1,0\n")
+    with pytest.raises(InputError, match=r"two columns are called|which would be a feature"):
+        load(tmp_path / "mine.csv")
+
+
+def test_csv_classes_may_be_called_na_or_none(tmp_path):
+    (tmp_path / "mine.csv").write_text("a,label\n1,NA\n2,None\n3,nan\n4,SA\n")
+    assert load(tmp_path / "mine.csv").classes == ("NA", "None", "SA", "nan")
+    (tmp_path / "mine.csv").write_text("a,label\n1,NA\n2,\n3,SA\n")
+    with pytest.raises(InputError, match="empty labels"):
+        load(tmp_path / "mine.csv")

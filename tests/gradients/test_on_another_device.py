@@ -137,7 +137,8 @@ def test_in_parts_only_the_norms_are_asked_about_part_by_part(method, waits):
     with on_stand_in(model) as mode:
         step = noisesam.methods.make(method, model, chunk_size=2)
         inputs, targets = lend(inputs), lend(targets)
-        step.backward(inputs, targets)
+        for _ in range(2):  # the first part is proven, the fourth compared again
+            step.backward(inputs, targets)
         mode.counts.clear()
         step.backward(inputs, targets)
     assert mode.counts["waits"] == waits

@@ -62,3 +62,47 @@ def test_with_a_scaler_a_model_without_a_part_in_its_output_is_refused_in_words(
     method = noisesam.methods.make(name, Constant())
     with pytest.raises(InputError, match="takes part"):
         method.backward(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), scaler=torch.amp.GradScaler("cpu"))
+
+
+def distance(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the distance to the one-hot target: zero where it is fitted, and there without a gradient."""
+    return ((logits - nn.functional.one_hot(targets, 2)) ** 2).sum(1).sqrt()
+
+
+ONE_PASS = {"sgd": {}, "reg-sgd": {"activation": 0.1, "weight": 0.1}, "saf": {}, "mesa": {"epochs": 3}}
+
+
+@pytest.mark.parametrize("name", ONE_PASS)
+@pytest.mark.parametrize("examples", [1, 4])
+def test_a_finite_loss_without_a_finite_gradient_is_refused_without_a_scaler_and_skipped_with_one(name, examples):
+    model = nn.Linear(3, 2)
+    method = noisesam.methods.make(name, model, loss=distance, **ONE_PASS[name])
+    method.start_epoch(0)
+    batch, index = (torch.randn(examples, 3), torch.zeros(examples, dtype=torch.long)), torch.arange(examples)
+    method.backward(*batch, index=index)
+    model.zero_grad()
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1.0, 0.0]))
+    with pytest.raises(FloatingPointError, match="losses are finite, and their gradient is not"):
+        method.backward(*batch, index=index)
+    assert model.weight.grad is None
+    method.backward(*batch, index=index, scaler=torch.amp.GradScaler("cpu"))
+    assert bool(model.weight.grad.isinf().all())
+
+
+def test_a_loss_without_a_finite_gradient_at_its_first_batch_is_not_said_to_mix():
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.copy_(torch.tensor([1.0, 0.0]))
+    method = noisesam.methods.make("sgd", model, loss=distance)
+    with pytest.raises(FloatingPointError, match="losses are finite, and their gradient is not"):
+        method.backward(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
+
+    def centred(logits: Tensor, targets: Tensor) -> Tensor:
+        return distance(logits - logits.mean(0), targets)
+
+    method = noisesam.methods.make("sgd", nn.Linear(3, 2), loss=centred)
+    with pytest.raises(InputError, match="mixes the examples"):
+        method.backward(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))

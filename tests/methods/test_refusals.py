@@ -320,3 +320,16 @@ def test_of_every_hyper_parameter_an_object_and_a_list_of_nothing_known_are_refu
         assert key in caught.value.given
         assert caught.value.expected
         assert caught.value.remedy
+
+
+def test_a_wrapper_that_averages_gradients_in_loss_backward_is_refused(tmp_path):
+    store = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(network())
+        for name in ("sgd", "sam", "1-sam"):
+            with pytest.raises(InputError, match=r"wrapped in DistributedDataParallel.*Pass model\.module"):
+                make(name, wrapped)
+            make(name, wrapped.module)
+    finally:
+        torch.distributed.destroy_process_group()

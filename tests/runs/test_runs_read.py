@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from noisesam.errors import RunError
-from noisesam.runs import open_run, open_runs, verify
+from noisesam.analysis import summary
+from noisesam.errors import InputError, RunError
+from noisesam.runs import RunCollection, configuration_hash, open_run, open_runs, setting_hash, verify
 
 PART = Path("metrics") / "part-000000020.parquet"
 
@@ -188,7 +189,9 @@ def test_verify_sees_a_changed_a_missing_and_an_added_part(tmp_path, make):
     path = tmp_path / "a" / PART
     frame = pq.read_table(path).to_pandas()
     pq.write_table(pa.Table.from_pandas(frame.assign(value=0.99), preserve_index=False), path)
-    assert [problem.message for problem in verify(tmp_path / "a")] == [f"{path} does not match its checksum in the manifest."]
+    changed, gap = [problem.message for problem in verify(tmp_path / "a")]
+    assert changed == f"{path} does not match its checksum in the manifest."
+    assert "has no evaluation between the epochs 1 and 3" in gap  # what was changed is no evaluation of this run
     shutil.move(path, path.with_name("part-000000099.parquet"))
     messages = " ".join(problem.message for problem in verify(tmp_path / "a"))
     assert "lists the part 'metrics/part-000000020.parquet', which is missing" in messages
@@ -205,6 +208,85 @@ def test_verify_sees_a_gap_between_evaluations_and_a_changed_configuration(tmp_p
     path.write_text(path.read_text().replace('"rho": 0.1', '"rho": 0.2'))
     messages = [problem.message for problem in verify(tmp_path / "a")]
     assert any("configuration_hash does not match the configuration" in message for message in messages)
+
+
+def resealed(manifest: dict) -> None:
+    """Give a manifest the hashes of its configuration, as somebody would who means to change it."""
+    identity = manifest.get("data_file")
+    for key, compute in (("configuration_hash", configuration_hash), ("setting_hash", setting_hash)):
+        manifest[key] = compute(manifest["configuration"], identity)
+
+
+@pytest.mark.parametrize("seed", ["1", 1.0, True, [1], {}])
+def test_a_seed_that_is_no_whole_number_is_none(tmp_path, make, seed):
+    make.run(tmp_path / "a")
+    make.run(tmp_path / "b", config=variant(make.config, seed=1))
+    path = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["configuration"]["seed"] = seed
+    resealed(manifest)
+    path.write_text(json.dumps(manifest))
+    runs = open_runs(tmp_path)
+    assert [run.path.name for run in runs] == ["b"]
+    assert "configuration.seed = " in runs.problems[0].message
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [(None, "seed", 7), ("method", "rho", 0.9), ("noise", "rate", 0.0)])
+def test_a_configuration_that_was_changed_by_hand_is_no_run_of_its_hash(tmp_path, make, section, key, value):
+    make.run(tmp_path / "a")
+    make.run(tmp_path / "b", config=variant(make.config, seed=1))
+    path = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    place = manifest["configuration"] if section is None else manifest["configuration"][section]
+    place[key] = value
+    path.write_text(json.dumps(manifest))
+    runs = open_runs(tmp_path)
+    assert [run.path.name for run in runs] == ["b"]
+    assert "hash does not match the configuration" in runs.problems[0].message
+    with pytest.raises(RunError, match="hash does not match the configuration"):
+        open_run(tmp_path / "a")
+
+
+def test_one_changed_bit_of_a_sealed_part_is_named_and_gives_no_number(tmp_path, make):
+    make.run(tmp_path / "a")
+    path = tmp_path / "a" / PART
+    content, seen = path.read_bytes(), 0
+    for place in range(4, len(content) - 12, 7):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(bytes(changed))
+        run = open_run(tmp_path / "a")
+        assert 20 not in set(run.metrics["step"]), place
+        assert [problem.file for problem in run.problems] == [str(path)]
+        seen += "does not match its checksum" in run.problems[0].message
+    assert seen > 10  # parquet itself does not notice these
+    path.write_bytes(content)
+    assert open_run(tmp_path / "a").problems == []
+
+
+def test_a_radius_of_one_is_one_setting_however_it_is_written(tmp_path, make):
+    for seed in (0, 1):
+        for name, rho in (("float", 1.0), ("whole", 1)):
+            make.run(tmp_path / f"{name}{seed}", config=variant(make.config, seed=seed, method__rho=rho))
+    runs = open_runs(tmp_path)
+    assert len(runs) == 2
+    assert sum("holds the same run" in problem.message for problem in runs.problems) == 2
+    every = RunCollection([open_run(tmp_path / f"{name}{seed}") for seed in (0, 1) for name in ("float", "whole")])
+    with pytest.raises(InputError, match="Two runs share method and setting and seed"):
+        summary(every)
+
+
+def test_a_link_to_a_run_is_named_and_not_followed(tmp_path, make):
+    make.run(tmp_path / "elsewhere" / "a")
+    make.run(tmp_path / "runs" / "b", config=variant(make.config, seed=1))
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "elsewhere" / "a")
+    runs = open_runs(tmp_path / "runs")
+    assert [run.path.name for run in runs] == ["b"]
+    assert "is a link to a run" in runs.problems[0].message
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "linked").symlink_to(tmp_path / "elsewhere" / "a")
+    assert "is a link to a run" in open_runs(only).problems[0].message
 
 
 def variant(config: dict, **changes) -> dict:
@@ -323,9 +405,10 @@ def test_a_manifest_of_a_stranger_with_odd_values_is_still_only_data(tmp_path, m
     make.run(tmp_path / "a")
     path = tmp_path / "a" / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["configuration"] |= {"method": "sgd", "seed": "three", "tracking": [1]}
+    manifest["configuration"] |= {"method": "sgd", "tracking": [1]}
+    resealed(manifest)
     manifest["parts"] = {"../../etc/passwd": "0"}
     path.write_text(json.dumps(manifest))
     run = open_run(tmp_path / "a")
-    assert (run.method, run.seed) == ("sgd", 0)
+    assert (run.method, run.seed) == ("sgd", manifest["configuration"]["seed"])
     assert "lists the part '../../etc/passwd', which is missing" in " ".join(p.message for p in verify(tmp_path / "a"))

@@ -9,7 +9,7 @@ import pytest
 
 from noisesam.analysis import summary
 from noisesam.errors import RunError
-from noisesam.runs import open_run, open_runs, verify
+from noisesam.runs import configuration_hash, open_run, open_runs, setting_hash, verify
 
 
 def nested(depth: int) -> dict:
@@ -52,10 +52,16 @@ def test_a_value_that_no_reader_can_hold_is_one_error_and_no_run(tmp_path, make,
     assert message in verify(tmp_path / "a")[0].message
 
 
+def with_another_radius(manifest):
+    manifest["configuration"]["method"]["rho"] = 0.7
+    for key, compute in (("configuration_hash", configuration_hash), ("setting_hash", setting_hash)):
+        manifest[key] = compute(manifest["configuration"], manifest["data_file"])
+
+
 def test_two_manifests_with_one_id_are_one_run(tmp_path, make):
     make.run(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    altered(tmp_path / "b", lambda manifest: manifest.update(configuration_hash="f" * 64, setting_hash="e" * 64))
+    altered(tmp_path / "b", with_another_radius)
     runs = open_runs(tmp_path)
     assert [run.path.name for run in runs] == ["a"]
     assert "same run" in runs.problems[0].message

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from noisesam import models
 from noisesam.data import NoisyDataset
 from noisesam.errors import InputError
+from noisesam.tracking.predictions import predicted_classes
 from noisesam.training import evaluate
 
 
@@ -109,3 +110,12 @@ def test_labels_out_of_range_are_refused():
     data = NoisyDataset(torch.randn(9, 4), torch.arange(9) % 4)
     with pytest.raises(InputError, match=r"out of range.*labels from 0 to 2"):
         evaluate(models.make("linear", input_shape=(4,), classes=3), data, split="test")
+
+
+def test_a_network_of_nan_answers_nothing_right():
+    for classes, labels in ((4, [0, 1, 2, 3]), (1, [0, 1, 0, 1])):
+        logits = torch.full((4, classes), torch.nan)
+        assert predicted_classes(logits).tolist() == [-1] * 4
+        logits[1] = torch.arange(classes) + 1.0
+        assert predicted_classes(logits).tolist() == [-1, max(classes - 1, 1), -1, -1]
+        assert (predicted_classes(torch.full((4, classes), torch.nan)) != torch.tensor(labels)).all()

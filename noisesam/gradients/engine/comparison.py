@@ -45,8 +45,15 @@ def outputs_alone(
         ) from error
 
 
-def compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | None:
-    """Compare what the engine finds in the batch with plain autograd."""
+def compare(engine: FastEngine, inputs: Inputs, twins: Twins, *, perturbed: bool = True) -> Comparison | None:
+    """Compare what the engine finds in the batch with plain autograd.
+
+    Args:
+        engine: The engine in question.
+        inputs: The batch.
+        twins: What plain autograd finds.
+        perturbed: Whether outputs at w + eps_i are compared, too.
+    """
     hooked = [name for name, parameter in engine.parameters.items() if parameter._backward_hooks]
     if hooked:
         return _different(f"{hooked[0]!r} has a hook, which is to see the gradient of the weight itself")
@@ -82,7 +89,7 @@ def compare(engine: FastEngine, inputs: Inputs, twins: Twins) -> Comparison | No
         return _different(f"the gradient of {unlike!r} does not separate by example where it is used")
     twins.total.clear()  # as large as the model: it goes before the perturbed weights come
     try:
-        if not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins.of_rows)):
+        if perturbed and not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins.of_rows)):
             return _different("its outputs at perturbed weights are not those that the examples have alone")
     except UnsupportedParameterUse as reason:
         return _different(str(reason), noticed=True)
