@@ -247,6 +247,19 @@ def test_a_configuration_that_was_changed_by_hand_is_no_run_of_its_hash(tmp_path
         open_run(tmp_path / "a")
 
 
+@pytest.mark.parametrize("classes", [-3, 0, "ten", 2.5])
+def test_a_number_of_classes_that_is_none_leaves_one_run_out_and_no_analysis(tmp_path, make, classes):
+    make.run(tmp_path / "a")
+    make.run(tmp_path / "b", config=variant(make.config, seed=1))
+    path = tmp_path / "a" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["data"]["classes"] = classes
+    path.write_text(json.dumps(manifest))
+    runs = open_runs(tmp_path)
+    assert [run.path.name for run in runs] == ["b"]
+    assert "data.classes = " in runs.problems[0].message
+
+
 def test_one_changed_bit_of_a_sealed_part_is_named_and_gives_no_number(tmp_path, make):
     make.run(tmp_path / "a")
     path = tmp_path / "a" / PART

@@ -264,3 +264,8 @@ def test_kinds_of_noise_without_a_rate_are_those_of_the_data():
     from noisesam.training import values
 
     assert values.WITHOUT_RATE == noise._WITHOUT_RATE
+
+
+def test_a_noise_rate_in_percent_is_told_how_it_is_written():
+    with pytest.raises(ConfigurationError, match=r"noise\.rate = 40.*Write 40% as 0\.4"):
+        load_config({"noise": {"kind": "symmetric", "rate": 40}})
