@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from reference.manifests import altered
 
 from noisesam.analysis import summary
 from noisesam.errors import InputError, RunError
@@ -221,11 +223,7 @@ def resealed(manifest: dict) -> None:
 def test_a_seed_that_is_no_whole_number_is_none(tmp_path, make, seed):
     make.run(tmp_path / "a")
     make.run(tmp_path / "b", config=variant(make.config, seed=1))
-    path = tmp_path / "a" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["configuration"]["seed"] = seed
-    resealed(manifest)
-    path.write_text(json.dumps(manifest))
+    altered(tmp_path / "a", lambda manifest: (manifest["configuration"].update(seed=seed), resealed(manifest)))
     runs = open_runs(tmp_path)
     assert [run.path.name for run in runs] == ["b"]
     assert "configuration.seed = " in runs.problems[0].message
@@ -235,11 +233,8 @@ def test_a_seed_that_is_no_whole_number_is_none(tmp_path, make, seed):
 def test_a_configuration_that_was_changed_by_hand_is_no_run_of_its_hash(tmp_path, make, section, key, value):
     make.run(tmp_path / "a")
     make.run(tmp_path / "b", config=variant(make.config, seed=1))
-    path = tmp_path / "a" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    place = manifest["configuration"] if section is None else manifest["configuration"][section]
-    place[key] = value
-    path.write_text(json.dumps(manifest))
+    place = (lambda configuration: configuration) if section is None else itemgetter(section)
+    altered(tmp_path / "a", lambda manifest: place(manifest["configuration"]).update({key: value}))
     runs = open_runs(tmp_path)
     assert [run.path.name for run in runs] == ["b"]
     assert "hash does not match the configuration" in runs.problems[0].message
@@ -251,10 +246,7 @@ def test_a_configuration_that_was_changed_by_hand_is_no_run_of_its_hash(tmp_path
 def test_a_number_of_classes_that_is_none_leaves_one_run_out_and_no_analysis(tmp_path, make, classes):
     make.run(tmp_path / "a")
     make.run(tmp_path / "b", config=variant(make.config, seed=1))
-    path = tmp_path / "a" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["data"]["classes"] = classes
-    path.write_text(json.dumps(manifest))
+    altered(tmp_path / "a", lambda manifest: manifest["data"].update(classes=classes))
     runs = open_runs(tmp_path)
     assert [run.path.name for run in runs] == ["b"]
     assert "data.classes = " in runs.problems[0].message

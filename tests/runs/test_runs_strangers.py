@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
+from reference.manifests import altered
 
 from noisesam.analysis import summary
 from noisesam.errors import RunError
@@ -17,13 +17,6 @@ def nested(depth: int) -> dict:
     for _ in range(depth):
         inner = {"a": inner}
     return inner
-
-
-def altered(run, change) -> None:
-    file = run / "manifest.json"
-    manifest = json.loads(file.read_text())
-    change(manifest)
-    file.write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
