@@ -8,6 +8,7 @@ from collections import UserList
 import pytest
 import torch
 from reference.exactness import engine_met, one_sam_error
+from reference.routed import CLASSES, EXAMPLES, LABELS, TOKENS, WIDTH, Routed, in_order, out_of_order
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,8 +17,6 @@ from noisesam.gradients import mixed_point_gradient
 from noisesam.gradients.engine import engine_for
 
 ONE_SAM = {"rho": 0.3, "jacobian_at": "perturbed", "residual_at": "perturbed"}
-EXAMPLES, TOKENS, WIDTH, CLASSES = 4, 4, 6, 3
-LABELS = torch.tensor([0, 1, 2, 0])
 pytestmark = [
     pytest.mark.usefixtures("double"),
     pytest.mark.filterwarnings("ignore:.*exact, but slow", "ignore:.*exact reference engine", "ignore:.*cannot be vectorised"),
@@ -31,15 +30,6 @@ def seeded():
 
 def error(model: nn.Module, inputs: Tensor, labels: Tensor = LABELS) -> float:
     return one_sam_error(model, inputs, labels)
-
-
-def in_order_and_not() -> list[Tensor]:
-    """Return a batch that is balanced in every example, and one that is balanced as a whole alone."""
-    first, second = torch.randn(EXAMPLES, TOKENS, WIDTH), torch.randn(EXAMPLES, TOKENS, WIDTH)
-    first[:, :2, 0], first[:, 2:, 0] = -1, 1
-    second[..., 0] = -1
-    second[:2, :, 0] = 1
-    return [first, second]
 
 
 def one_hot(order: Tensor) -> Tensor:
@@ -64,27 +54,10 @@ PRODUCTS = {
 }
 
 
-class Experts(nn.Module):
-    """Tokens of all examples are brought into the order of their experts by a product, and back."""
-
-    def __init__(self, bring):
-        super().__init__()
-        self.bring, self.head = bring, nn.Linear(WIDTH, CLASSES)
-        self.experts = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
-
-    def forward(self, x):
-        tokens = x.flatten(0, 1)
-        chosen = (tokens[:, 0] > 0).long()
-        order, counts = chosen.argsort(stable=True), torch.bincount(chosen, minlength=2).tolist()
-        parts = self.bring(tokens, order).split(counts)
-        made = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
-        return self.head(torch.tanh(self.bring(made, order.argsort())).reshape(len(x), -1, WIDTH).mean(1))
-
-
 @pytest.mark.parametrize("way", PRODUCTS)
 def test_tokens_that_any_product_dispatches_are_theirs_in_every_batch(way):
-    model = Experts(PRODUCTS[way])
-    for inputs in in_order_and_not():
+    model = Routed(PRODUCTS[way])
+    for inputs in (in_order(), out_of_order()):
         assert error(model, inputs) < 1e-10
 
 
@@ -100,7 +73,7 @@ def test_a_mask_that_is_multiplied_in_leaves_a_model_with_merged_tokens_fast():
             return self.head((torch.tanh(merged) * mask).sum(1) / mask.sum(1).clamp_min(1))
 
     model = Masked()
-    for inputs in in_order_and_not():
+    for inputs in (in_order(), out_of_order()):
         assert error(model, inputs) < 1e-12
         assert engine_met(model, inputs) == "fast"
 
@@ -112,6 +85,13 @@ ROWS = {
     "taken behind eight experts": (8, lambda z, o: torch.take_along_dim(z, o[:, :, None], 1)),
     "scattered behind eight experts": (
         8, lambda z, o: torch.zeros_like(z).scatter(1, o.argsort(1)[:, :, None].expand(-1, -1, WIDTH), z)
+    ),
+    "gathered behind as many experts as examples": (4, lambda z, o: z.gather(1, o[:, :, None].expand(-1, -1, WIDTH))),
+    "taken behind as many experts as examples": (4, lambda z, o: torch.take_along_dim(z, o[:, :, None], 1)),
+    "rows of as many experts as examples": (4, lambda z, o: z[torch.arange(len(z))[:, None], o]),
+    "dispatched behind as many experts as examples": (4, lambda z, o: functional.one_hot(o, o.shape[1]).to(z.dtype) @ z),
+    "scattered behind as many experts as examples": (
+        4, lambda z, o: torch.zeros_like(z).scatter(1, o.argsort(1)[:, :, None].expand(-1, -1, WIDTH), z)
     ),
     "behind a slice": (1, lambda z, o: z[:, o[0][:, None], torch.arange(WIDTH)]),
 }  # fmt: skip

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 
+import numpy
 import pytest
 import torch
 from reference.exactness import engine_met, one_sam_error
+from reference.own_functions import ByOwnKernel, LearnedScale
+from reference.routed import CLASSES, EXAMPLES, LABELS, WIDTH, Routed, in_order, out_of_order
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
@@ -15,8 +18,6 @@ from noisesam.gradients.engine import engine_for, recheck
 from noisesam.gradients.engine import proven as proven_engine
 from noisesam.gradients.engine.recheck import is_due, last_due
 
-EXAMPLES, TOKENS, WIDTH, CLASSES = 4, 4, 6, 3
-LABELS = torch.tensor([0, 1, 2, 0])
 SHOWN = "treats the examples of batch {} otherwise"
 pytestmark = [
     pytest.mark.usefixtures("double"),
@@ -29,25 +30,9 @@ def seeded():
     torch.manual_seed(0)
 
 
-class Hidden(nn.Module):
-    """Experts get their tokens by functions that are out of torch's own overrides: nothing tells of the rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2)])
-        self.head = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        tokens = inputs.reshape(-1, WIDTH)
-        with torch._C.DisableTorchFunction():
-            order = (tokens[:, 0] > 0).long().argsort(stable=True)
-            brought, first = tokens[order], int((tokens[:, 0] <= 0).sum())
-        parts = brought.split([first, len(brought) - first])
-        halves = [expert(part).tanh() for expert, part in zip(self.experts, parts, strict=True)]
-        done = torch.cat(halves)
-        with torch._C.DisableTorchFunction():
-            back = done[order.argsort()]
-        return self.head(back.reshape(inputs.shape).mean(1))
+def hidden() -> nn.Module:
+    """Return a model whose experts get their tokens by a kernel of its own: nothing tells of the rows."""
+    return Routed(ByOwnKernel.apply)
 
 
 class Neighbours(nn.Module):
@@ -59,31 +44,18 @@ class Neighbours(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.body(inputs).tanh()
-        with torch._C.DisableTorchFunction():
-            near = (torch.cdist(inputs.detach(), inputs.detach()) < 0.1).to(inputs.dtype)
+        near = inputs.new_empty(len(inputs), len(inputs))
+        places = inputs.detach().numpy()
+        near.numpy()[:] = numpy.linalg.norm(places[:, None] - places[None], axis=2) < 0.1
         return self.head((near[:, :, None] * hidden[None]).sum(1) / near.sum(1, keepdim=True))
-
-
-def in_order() -> Tensor:
-    """Return a batch that asks both experts evenly with every example: equal shares for equal examples happen to be right."""
-    found = torch.randn(EXAMPLES, TOKENS, WIDTH)
-    found[:, : TOKENS // 2, 0], found[:, TOKENS // 2 :, 0] = -1, 1
-    return found
-
-
-def out_of_order() -> Tensor:
-    """Return a batch that does so as a whole alone."""
-    found = torch.randn(EXAMPLES, TOKENS, WIDTH)
-    found[: EXAMPLES // 2, :, 0], found[EXAMPLES // 2 :, :, 0] = -1, 1
-    return found
 
 
 def step(model: nn.Module, inputs: Tensor, engine: str = "auto") -> None:
     mixed_point_gradient(model, inputs, LABELS, rho=0.3, jacobian_at="perturbed", residual_at="perturbed", engine=engine)
 
 
-def apart(size: int = EXAMPLES) -> Tensor:
-    return 3.0 * torch.eye(size, WIDTH) + torch.randn(size, WIDTH) / 9
+def apart() -> Tensor:
+    return 3.0 * torch.eye(EXAMPLES, WIDTH) + torch.randn(EXAMPLES, WIDTH) / 9
 
 
 def test_the_batches_that_are_compared_become_seldom():
@@ -98,7 +70,7 @@ def proven(model: nn.Module, inputs: Tensor, engine: str = "auto") -> None:
 
 
 def test_rows_that_nothing_tells_of_are_found_out_at_the_next_comparison_and_said():
-    model = Hidden()
+    model = hidden()
     step(model, in_order())
     wrong = [one_sam_error(model, out_of_order(), LABELS) for _ in (2, 3)]
     assert min(wrong) > 1e-3  # nothing tells of them between two comparisons: it is what is said now
@@ -109,7 +81,7 @@ def test_rows_that_nothing_tells_of_are_found_out_at_the_next_comparison_and_sai
 
 
 def test_what_has_held_at_one_comparison_is_compared_at_the_next():
-    model = Hidden()
+    model = hidden()
     for _ in range(15):
         step(model, in_order())
     with pytest.warns(UserWarning, match=f"{SHOWN.format(16)}.* since batch 4 may"):
@@ -117,9 +89,9 @@ def test_what_has_held_at_one_comparison_is_compared_at_the_next():
 
 
 def test_the_fast_engine_that_was_asked_for_is_refused_from_there_on():
-    model = Hidden()
+    model = hidden()
     proven(model, in_order(), "fast")
-    with pytest.warns(UserWarning, match=SHOWN.format(4)), pytest.raises(InputError, match="engine='fast' for Hidden"):
+    with pytest.warns(UserWarning, match=SHOWN.format(4)), pytest.raises(InputError, match="engine='fast' for Routed"):
         step(model, out_of_order(), "fast")
 
 
@@ -135,25 +107,11 @@ def test_examples_that_mix_only_in_a_later_batch_are_refused_there(engine: str):
 
 @pytest.mark.parametrize("row", range(EXAMPLES))
 def test_the_sum_hears_an_example_that_is_not_the_one_compared(row: int, monkeypatch: pytest.MonkeyPatch):
-    model = Hidden()
+    model = hidden()
     proven(model, in_order())
     monkeypatch.setattr(recheck, "_GOLDEN", (row + 0.5) / EXAMPLES / 4)
     with pytest.warns(UserWarning, match=SHOWN.format(4)):
         step(model, out_of_order())
-
-
-class Scaled(torch.autograd.Function):
-    """A function of the model's own: its use of a parameter shows in the reverse pass alone."""
-
-    @staticmethod
-    def forward(ctx, values: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(values, scale)
-        return values * scale
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        values, scale = ctx.saved_tensors
-        return gradient * scale, (gradient * values).sum().reshape(1)
 
 
 def test_what_a_step_comes_upon_by_itself_is_no_reason_to_doubt_those_before():
@@ -162,11 +120,11 @@ def test_what_a_step_comes_upon_by_itself_is_no_reason_to_doubt_those_before():
 
         def __init__(self) -> None:
             super().__init__()
-            self.head, self.scale = nn.Linear(WIDTH, CLASSES), nn.Parameter(torch.full((1,), 1.5))
+            self.head, self.scale = nn.Linear(WIDTH, CLASSES), nn.Parameter(torch.full((WIDTH,), 1.5))
 
         def forward(self, inputs: Tensor) -> Tensor:
             with torch.set_grad_enabled(not self.frozen and torch.is_grad_enabled()):
-                scaled = Scaled.apply(inputs, self.scale)
+                scaled = LearnedScale.apply(inputs, self.scale)
             return self.head(scaled)
 
     model, inputs = Thaws(), torch.rand(EXAMPLES, WIDTH)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from reference.loop import example_terms, mean_term, relative_error
+from reference.own_functions import LearnedScale
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
@@ -28,21 +27,6 @@ def error(model: nn.Module, inputs, method: str = "1-sam") -> float:
     jacobian, residual = PLACES[method]
     found = mixed_point_gradient(model, inputs, LABELS, rho=0.3, jacobian_at=jacobian, residual_at=residual)
     return relative_error(found, mean_term(example_terms(model, inputs, LABELS, 0.3), method))
-
-
-class LearnedScale(torch.autograd.Function):
-    """x s, with a gradient of its own for s."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        return x * scale
-
-    @staticmethod
-    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor, Tensor]:
-        (dy,) = output_gradients
-        x, scale = ctx.saved_tensors
-        return dy * scale, (dy * x).sum(0)
 
 
 class SecondModality(nn.Module):

@@ -57,20 +57,17 @@ def compare(engine: FastEngine, inputs: Inputs, twins: Twins, *, perturbed: bool
     hooked = [name for name, parameter in engine.parameters.items() if parameter._backward_hooks]
     if hooked:
         return _different(f"{hooked[0]!r} has a hook, which is to see the gradient of the weight itself")
+    engine.looks_for_unheard = True
     try:
         point = engine.at(inputs)
         point.tape.heard_of = Everything()
         gradient = point.per_example_gradient(fixed_cotangent(point.logits))
-    except UnsupportedParameterUse as reason:
-        return _different(str(reason), noticed=True)
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except FAILURES as error:
+    except (UnsupportedParameterUse, *FAILURES) as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
-        return _different(f"it does not go through with a row for every example: {first_line(error)}", noticed=True)
+        return _broken_off(error, "with a row for every example")
     heard, rewrites = loudness(point, gradient), point.tape.rewrites
     if point.tape.sized_by_data:
-        return _different(f"the data decide by {point.tape.sized_by_data} how many positions a layer sees")
+        return _different(point.tape.why_sized_by_data)
     if not tells(point.logits):
         return None
     rounding = rounding_of(engine.parameters.values(), point.logits)
@@ -91,13 +88,9 @@ def compare(engine: FastEngine, inputs: Inputs, twins: Twins, *, perturbed: bool
     try:
         if perturbed and not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins.of_rows)):
             return _different("its outputs at perturbed weights are not those that the examples have alone")
-    except UnsupportedParameterUse as reason:
-        return _different(str(reason), noticed=True)
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except FAILURES as error:
-        return _different(f"it does not go through at perturbed weights: {first_line(error)}", noticed=True)
-    verdict = Verdict(True, guess=engine.guess, trace=point.tape.trace, rewrites=rewrites)
+    except (UnsupportedParameterUse, *FAILURES) as error:
+        return _broken_off(error, "at perturbed weights")
+    verdict = Verdict(True, guess=engine.guess, trace=point.tape.trace, rewrites=rewrites, unheard=point.tape.unheard)
     return Comparison(verdict, heard)
 
 
@@ -116,6 +109,16 @@ def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor, 
 
 def _different(reason: str, *, noticed: bool = False) -> Comparison:
     return Comparison(Verdict(False, reason), {}, noticed)
+
+
+def _broken_off(error: Exception, where: str) -> Comparison:
+    """Return the verdict on a model that the engine does not go through; what is no finding of its own is raised."""
+    if isinstance(error, (InputError, torch.OutOfMemoryError)):
+        raise error
+    reason = (
+        str(error) if isinstance(error, UnsupportedParameterUse) else f"it does not go through {where}: {first_line(error)}"
+    )
+    return _different(reason, noticed=True)
 
 
 def _norm_in_double(factor: Factor, row: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from noisesam.gradients.engine.constants import Constants
 from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.interception import Interception
 from noisesam.gradients.engine.tape import Tape
+from noisesam.gradients.engine.unheard import Unheard
 from noisesam.gradients.engine.unsupported import UnsupportedParameterUse
 from noisesam.gradients.factors import Factor
 from noisesam.gradients.per_example_gradient import PerExampleGradient
@@ -36,6 +38,8 @@ class FastEngine(Engine):
         self.guess = guess
         self.constants_in_doubt = False
         """Whether a weight has met a constant of the model with as many rows as there were examples."""
+        self.looks_for_unheard = False
+        """Whether passes look at operations of which no function of torch tells."""
 
     def at(
         self,
@@ -54,7 +58,8 @@ class FastEngine(Engine):
         devices = devices_of(self.model) if before is None else ()
         start = RandomState.capture(devices) if before is None else None
         try:
-            output = evaluate(self.model, inputs, under=Interception(tape))
+            with Unheard(tape) if self.looks_for_unheard else nullcontext():
+                output = evaluate(self.model, inputs, under=Interception(tape))
         finally:
             self.constants_in_doubt |= tape.constants_in_doubt
         tape.draws = start is not None and not start.holds()

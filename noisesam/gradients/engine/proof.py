@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, batch_size, devices_of
+from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.comparison import compare, outputs_alone
 from noisesam.gradients.engine.fast import FastEngine
@@ -36,7 +36,9 @@ from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.mixing import refuse_mixing
 from noisesam.gradients.engine.terms import WithoutDropout
 from noisesam.gradients.engine.twins import twins_of
+from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
 from noisesam.gradients.engine.verdict import Comparison, Verdict
+from noisesam.gradients.module_state import modules_kept
 from noisesam.gradients.moved_weights import movable
 from noisesam.gradients.plain import kept_view, next_number, whole_norm
 from noisesam.gradients.randomness import RandomState, undisturbed
@@ -98,7 +100,30 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
                 break
         if found is None or not found.verdict.fast:
             return None if found is None else found.verdict
+        sized_by_data = _sized_by_data_among_more(engine, inputs)
+        if sized_by_data:
+            return Verdict(False, sized_by_data)
         return _compare_silent_uses(engine, inputs, found, compared)
+
+
+def _sized_by_data_among_more(engine: FastEngine, inputs: Inputs) -> str:
+    """Return that the data decide where rows belong if that shows with every example twice, "" if not.
+
+    An axis of as many experts as there are examples looks like theirs; among twice as many it does not.
+    """
+    size = batch_size(inputs)
+    if size == 1:
+        return ""  # all rows are of one example
+    more = FastEngine(engine.model, engine.parameters, guess=engine.guess)
+    more.looks_for_unheard = True
+    try:
+        with torch.no_grad(), modules_kept(engine.model):
+            rows = torch.arange(size, device=tensors_in([inputs])[0].device).repeat(2)
+            return more.at(take(inputs, rows)).tape.why_sized_by_data
+    except torch.OutOfMemoryError:
+        raise
+    except (UnsupportedParameterUse, *FAILURES):
+        return ""  # a model for batches of this size alone
 
 
 def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: Comparison, rows: list[int]) -> Verdict:

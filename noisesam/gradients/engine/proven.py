@@ -33,9 +33,8 @@ from noisesam.gradients.randomness import RandomState
 MOST_WAYS = 32
 """Ways that are proven for one shape of the batch: a proof takes longer than a step of the slower engine."""
 
-
-ATTEMPTS = 4
-"""Passes at w until way and layout are those that were proven, each known only after one, and have been compared again."""
+ATTEMPTS = 5
+"""Passes at w until way, layout and what is looked at are as proven, each known only after one, and compared again."""
 
 
 class ProvenEngine(Engine):
@@ -52,6 +51,7 @@ class ProvenEngine(Engine):
         self._other: Engine | None = None
         self._due = is_due(known.batches[signature])
         self._fast = FastEngine(model, parameters, guess=next(iter(self._verdicts.values())).guess)
+        self._fast.looks_for_unheard = any(verdict.unheard for verdict in self._verdicts.values())
         super().__init__(model, parameters)
 
     @property
@@ -94,8 +94,12 @@ class ProvenEngine(Engine):
             trace = None if point is None else point.tape.trace
             was_proven = trace in self._verdicts
             verdict = self._verdict(inputs, trace)
+            if verdict is not None and verdict.unheard and not self._fast.looks_for_unheard:
+                self._fast.looks_for_unheard = True
+                state.restore()
+                continue
             if point is not None and verdict is not None and verdict.fast and trace == verdict.trace:
-                reason = self._unlike_alone(inputs, verdict, perturbation or {})
+                reason = point.tape.why_sized_by_data or self._unlike_alone(inputs, verdict, perturbation or {})
                 if reason:
                     break
                 if verdict.guess == self._fast.guess and before is None:
@@ -145,9 +149,10 @@ class ProvenEngine(Engine):
                 moved = self._fast.at(
                     inputs, perturbation, previous=previous, consume=consume, perturbed_passes=perturbed_passes
                 )
-                if moved.tape.trace == previous.tape.trace:
+                reason = moved.tape.why_sized_by_data
+                if not reason and moved.tape.trace == previous.tape.trace:
                     return MovedPoint(moved, self)
-                reason = "it goes another way at w + eps than at w"
+                reason = reason or "it goes another way at w + eps than at w"
             except UnsupportedParameterUse as unsupported:
                 reason = str(unsupported)
         self._fall_back(inputs, reason)

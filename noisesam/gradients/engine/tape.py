@@ -54,6 +54,8 @@ class Tape:
         """Whether the pass at w has drawn random numbers."""
         self.sized_by_data = ""
         """The function, if any, by which the data decide how many positions a layer sees."""
+        self.unheard = False
+        """Whether there was an operation of which no function of torch told, where that was looked for."""
         self.constants_in_doubt = False
         """Whether a weight has met a constant of the model with as many rows as there are examples."""
         self.hooked = False
@@ -84,6 +86,11 @@ class Tape:
     def trace(self) -> int:
         """What the model has called, with what, and the shapes that the rules have met: equal where a proof holds again."""
         return self.way.number
+
+    @property
+    def why_sized_by_data(self) -> str:
+        """That the data decide by some function where rows belong, in words; "" where they do not."""
+        return self.sized_by_data and f"the data decide by {self.sized_by_data} how many positions a layer sees"
 
     @contextmanager
     def mode(self, *, recording: bool, sharing: bool, perturbed_passes: int = 2) -> Iterator[None]:
@@ -221,7 +228,7 @@ class Tape:
         `use` is all that the output depends on beside the inputs: weight, bias and options. One weight may meet the same data
         twice, each time with another bias, stride or direction.
         """
-        if not inputs.requires_grad:
+        if torch.is_grad_enabled() and not inputs.requires_grad:  # without gradients nothing tells the data from the rest
             # Detached, but with the same version counter: a tape that held its own graph would never be freed.
             self._first_outputs.append(_FirstOutput(tuple(use), _versions(use), inputs, outputs.detach(), outputs._version))
 

@@ -28,6 +28,8 @@ class Verdict:
     """What the model called while it was proven (`Tape.trace`): it holds for what goes the same way."""
     rewrites: int = 0
     """How many hooks on tensors put another gradient in the place of theirs."""
+    unheard: bool = False
+    """Whether there are operations of which no function of torch tells, so that every step is to look at them."""
     silent: frozenset[Use] = frozenset()
     """The uses of parameters whose gradient was next to nothing wherever it was compared."""
     mute: frozenset[Use] = frozenset()
