@@ -75,21 +75,22 @@ def validate_manifest(manifest: Mapping[str, Any], path: Path) -> None:
             expected="values as noisesam writes them",
             remedy="Restore it from a copy",
         )
-    for place, value, least in (
-        ("configuration.seed", manifest["configuration"].get("seed"), None),
-        ("data.classes", manifest["data"].get("classes"), 1),
-    ):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is None or (place == "data.classes" and isinstance(value, list)):
-            continue
-        if not whole or (least is not None and value < least):
-            raise RunError(
-                f"{path} has {place} = {str(value)[:80]}",
-                expected="a whole number" if least is None else f"a whole number from {least}",
-                remedy="Restore it from a copy of the run",
-            )
+    _check_whole(manifest["configuration"].get("seed"), f"{path} has configuration.seed")
+    classes = manifest["data"].get("classes")
+    if not isinstance(classes, list):  # their names
+        _check_whole(classes, f"{path} has data.classes", least=1)
     if manifest["status"] not in STATUSES:
         raise RunError(f"{path} has status {manifest['status']!r}", expected="one of: " + ", ".join(STATUSES))
+
+
+def _check_whole(value: Any, given: str, *, least: int | None = None) -> None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and (least is None or value >= least)):
+        return
+    raise RunError(
+        f"{given} = {str(value)[:80]}",
+        expected="a whole number" if least is None else f"a whole number from {least}",
+        remedy="Restore it from a copy of the run",
+    )
 
 
 def _unfit(manifest: Mapping[str, Any]) -> tuple[str, str] | None:

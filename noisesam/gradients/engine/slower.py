@@ -24,7 +24,7 @@ class Known:
         self.verdicts: dict[Hashable, dict[int, Verdict]] = {}
         """By signature, and then by the way the model went."""
         self.batches: dict[Hashable, int] = {}
-        """How many there have been of a signature, the first among them, which was proven."""
+        """How many batches of each signature there have been; the first was proven."""
         self.vectorisation = Vectorisation()
         self.missed: dict[Hashable, str] = {}
         """What the reference engine misses, by signature; "" where it was compared with plain autograd and misses nothing."""
