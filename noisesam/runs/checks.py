@@ -76,9 +76,7 @@ def validate_manifest(manifest: Mapping[str, Any], path: Path) -> None:
             remedy="Restore it from a copy",
         )
     _check_whole(manifest["configuration"].get("seed"), f"{path} has configuration.seed")
-    classes = manifest["data"].get("classes")
-    if not isinstance(classes, list):  # their names
-        _check_whole(classes, f"{path} has data.classes", least=1)
+    _check_whole(manifest["data"].get("classes"), f"{path} has data.classes", least=1)
     if manifest["status"] not in STATUSES:
         raise RunError(f"{path} has status {manifest['status']!r}", expected="one of: " + ", ".join(STATUSES))
 

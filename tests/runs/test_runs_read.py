@@ -242,7 +242,7 @@ def test_a_configuration_that_was_changed_by_hand_is_no_run_of_its_hash(tmp_path
         open_run(tmp_path / "a")
 
 
-@pytest.mark.parametrize("classes", [-3, 0, "ten", 2.5])
+@pytest.mark.parametrize("classes", [-3, 0, "ten", 2.5, ["a", "b"]])
 def test_a_number_of_classes_that_is_none_leaves_one_run_out_and_no_analysis(tmp_path, make, classes):
     make.run(tmp_path / "a")
     make.run(tmp_path / "b", config=variant(make.config, seed=1))
