@@ -86,7 +86,22 @@ def _same(value: Any, kept: Any) -> bool:
 def _holds(buffer: Tensor | None, copy: Tensor | None) -> bool:
     if buffer is None or copy is None:
         return buffer is copy
-    return buffer.shape == copy.shape and torch.equal(buffer, copy)
+    if buffer.shape != copy.shape or buffer.layout != copy.layout:
+        return False
+    return all(torch.equal(one, other) for one, other in zip(_parts(buffer), _parts(copy), strict=True))
+
+
+def _parts(buffer: Tensor) -> tuple[Tensor, ...]:
+    """Return the dense tensors that a buffer consists of: torch compares no sparse ones."""
+    if buffer.layout == torch.strided:
+        return (buffer,)
+    if buffer.layout == torch.sparse_coo:
+        return buffer._indices(), buffer._values()
+    if buffer.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return buffer.crow_indices(), buffer.col_indices(), buffer.values()
+    if buffer.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return buffer.ccol_indices(), buffer.row_indices(), buffer.values()
+    return (buffer.to_dense(),)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 from reference.exactness import engine_met, one_sam_error
 from reference.own_functions import ByOwnKernel, LearnedScale
-from reference.routed import CLASSES, EXAMPLES, LABELS, WIDTH, Routed, in_order, out_of_order
+from reference.routed import CLASSES, EXAMPLES, LABELS, TOKENS, WIDTH
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
@@ -18,6 +18,7 @@ from noisesam.gradients.engine import engine_for, recheck
 from noisesam.gradients.engine import proven as proven_engine
 from noisesam.gradients.engine.recheck import is_due, last_due
 
+LARGE = 5.0
 SHOWN = "treats the examples of batch {} otherwise"
 pytestmark = [
     pytest.mark.usefixtures("double"),
@@ -30,13 +31,24 @@ def seeded():
     torch.manual_seed(0)
 
 
-def hidden() -> nn.Module:
-    """Return a model whose experts get their tokens by a kernel of its own: nothing tells of the rows."""
-    return Routed(ByOwnKernel.apply)
+class Hidden(nn.Module):
+    """A kernel of its own brings tokens with large numbers to the end, and all back: nothing tells of it, nor do other data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = inputs.reshape(-1, WIDTH)
+        order, back = torch.empty(2, len(tokens), dtype=torch.long)
+        order.numpy()[:] = numpy.argsort(tokens.detach().numpy()[:, 0] > LARGE, kind="stable")
+        back.numpy()[:] = numpy.argsort(order.numpy())
+        done = self.body(ByOwnKernel.apply(tokens, order)).tanh()
+        return self.head(ByOwnKernel.apply(done, back).reshape(inputs.shape).mean(1))
 
 
 class Neighbours(nn.Module):
-    """Examples that lie close together meet; in most batches none does. Nothing is done in another order then."""
+    """Examples that lie close together meet where numbers are large. Nothing is done in another order then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,8 +58,20 @@ class Neighbours(nn.Module):
         hidden = self.body(inputs).tanh()
         near = inputs.new_empty(len(inputs), len(inputs))
         places = inputs.detach().numpy()
-        near.numpy()[:] = numpy.linalg.norm(places[:, None] - places[None], axis=2) < 0.1
+        meet = numpy.linalg.norm(places[:, None] - places[None], axis=2) < 0.1 * (places.max(1) > LARGE)
+        near.numpy()[:] = meet | numpy.eye(len(places), dtype=bool)
         return self.head((near[:, :, None] * hidden[None]).sum(1) / near.sum(1, keepdim=True))
+
+
+def ordinary() -> Tensor:
+    return torch.randn(EXAMPLES, TOKENS, WIDTH).clamp(max=4)
+
+
+def with_large_numbers() -> Tensor:
+    """Return a batch whose first examples send their tokens behind all others."""
+    found = ordinary()
+    found[:2, :, 0] = LARGE + 1
+    return found
 
 
 def step(model: nn.Module, inputs: Tensor, engine: str = "auto") -> None:
@@ -70,29 +94,29 @@ def proven(model: nn.Module, inputs: Tensor, engine: str = "auto") -> None:
 
 
 def test_rows_that_nothing_tells_of_are_found_out_at_the_next_comparison_and_said():
-    model = hidden()
-    step(model, in_order())
-    wrong = [one_sam_error(model, out_of_order(), LABELS) for _ in (2, 3)]
+    model = Hidden()
+    step(model, ordinary())
+    wrong = [one_sam_error(model, with_large_numbers(), LABELS) for _ in (2, 3)]
     assert min(wrong) > 1e-3  # nothing tells of them between two comparisons: it is what is said now
     with pytest.warns(UserWarning, match=f"{SHOWN.format(4)}.* since batch 1 may have been computed wrongly"):
-        assert one_sam_error(model, out_of_order(), LABELS) < 1e-12
-    assert engine_met(model, out_of_order()) == "reference"
-    assert one_sam_error(model, out_of_order(), LABELS) < 1e-12
+        assert one_sam_error(model, with_large_numbers(), LABELS) < 1e-12
+    assert engine_met(model, with_large_numbers()) == "reference"
+    assert one_sam_error(model, with_large_numbers(), LABELS) < 1e-12
 
 
 def test_what_has_held_at_one_comparison_is_compared_at_the_next():
-    model = hidden()
+    model = Hidden()
     for _ in range(15):
-        step(model, in_order())
+        step(model, ordinary())
     with pytest.warns(UserWarning, match=f"{SHOWN.format(16)}.* since batch 4 may"):
-        assert one_sam_error(model, out_of_order(), LABELS) < 1e-12
+        assert one_sam_error(model, with_large_numbers(), LABELS) < 1e-12
 
 
 def test_the_fast_engine_that_was_asked_for_is_refused_from_there_on():
-    model = hidden()
-    proven(model, in_order(), "fast")
-    with pytest.warns(UserWarning, match=SHOWN.format(4)), pytest.raises(InputError, match="engine='fast' for Routed"):
-        step(model, out_of_order(), "fast")
+    model = Hidden()
+    proven(model, ordinary(), "fast")
+    with pytest.warns(UserWarning, match=SHOWN.format(4)), pytest.raises(InputError, match="engine='fast' for Hidden"):
+        step(model, with_large_numbers(), "fast")
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])
@@ -100,6 +124,7 @@ def test_examples_that_mix_only_in_a_later_batch_are_refused_there(engine: str):
     model = Neighbours()
     proven(model, apart(), engine)
     close = apart()
+    close[2] += LARGE + 3
     close[3] = close[2] + 1e-3
     with pytest.raises(InputError, match="mixes the examples"):
         step(model, close, engine)
@@ -107,11 +132,11 @@ def test_examples_that_mix_only_in_a_later_batch_are_refused_there(engine: str):
 
 @pytest.mark.parametrize("row", range(EXAMPLES))
 def test_the_sum_hears_an_example_that_is_not_the_one_compared(row: int, monkeypatch: pytest.MonkeyPatch):
-    model = hidden()
-    proven(model, in_order())
+    model = Hidden()
+    proven(model, ordinary())
     monkeypatch.setattr(recheck, "_GOLDEN", (row + 0.5) / EXAMPLES / 4)
     with pytest.warns(UserWarning, match=SHOWN.format(4)):
-        step(model, out_of_order())
+        step(model, with_large_numbers())
 
 
 def test_what_a_step_comes_upon_by_itself_is_no_reason_to_doubt_those_before():

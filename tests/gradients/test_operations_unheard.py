@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from reference.exactness import engine_met, one_sam_error
-from reference.routed import CLASSES, EXAMPLES, LABELS, TOKENS, WIDTH, Routed, in_order, out_of_order
+from reference.routed import CLASSES, EXAMPLES, LABELS, TOKENS, WIDTH, Routed, Sorted, in_order, out_of_order
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,6 +52,23 @@ def dispatched(rows: Tensor, order: Tensor) -> Tensor:
     return functional.one_hot(order, rows.shape[0]).to(rows.dtype) @ rows
 
 
+def rolled(rows: Tensor, order: Tensor) -> Tensor:
+    turn = int(order[0])
+    return torch.roll(rows, [-turn], [0])
+
+
+def cut(rows: Tensor, order: Tensor) -> Tensor:
+    first = int(order[0])
+    return torch.cat([rows[first:], rows[:first]])
+
+
+def one_by_one(rows: Tensor, order: Tensor) -> Tensor:
+    found = torch.jit.annotate(list[Tensor], [])
+    for place in range(order.shape[0]):
+        found.append(rows[int(order[place])])
+    return torch.stack(found)
+
+
 def by_halves(rows: Tensor, order: Tensor) -> Tensor:
     late = (torch.arange(order.shape[0]) >= 8).to(torch.bool)
     return torch.cat([rows[order.masked_select(late.logical_not())], rows[order.masked_select(late)]])
@@ -79,6 +96,38 @@ def by_positions(values: Tensor) -> Tensor:
     return values[:, torch.arange(values.shape[1] - 1, -1, -1)]
 
 
+def last_asked_for(values: Tensor) -> Tensor:
+    places = (values.detach()[:, :, 0] > 0).long().sum(1).clamp(max=3)
+    return values.gather(1, places.unsqueeze(1).unsqueeze(2).expand(-1, 1, values.shape[2])).expand_as(values)
+
+
+def row_of_each(values: Tensor) -> Tensor:
+    places = (values.detach()[:, :, 0] > 0).long().sum(1).clamp(max=3)
+    return values[torch.arange(values.shape[0]), places].unsqueeze(1).expand_as(values)
+
+
+def without_negatives(values: Tensor) -> Tensor:
+    found = values.clone()
+    found[found < 0] = 0.0
+    return found
+
+
+def scattered_within(values: Tensor) -> Tensor:
+    return torch.zeros_like(values).scatter_add(1, (values.detach() > 0).long(), values)
+
+
+def attending(values: Tensor) -> Tensor:
+    heads = values.reshape(values.shape[0], values.shape[1], 2, 3).transpose(1, 2).reshape(-1, values.shape[1], 3)
+    scores = heads @ heads.transpose(1, 2)
+    scores = scores.masked_fill(scores.detach() < 0, -1e3)
+    scores = torch.where(scores.detach() > 1, scores * 0.5, scores)
+    found = (scores.softmax(2) @ heads).reshape(values.shape[0], 2, values.shape[1], 3)
+    return found.transpose(1, 2).reshape(values.shape)
+
+
+STAY = (swish, masked, by_positions, last_asked_for, row_of_each, without_negatives, scattered_within, attending)
+
+
 class Between(nn.Module):
     def __init__(self, function) -> None:
         super().__init__()
@@ -89,7 +138,9 @@ class Between(nn.Module):
 
 
 @pytest.mark.parametrize("hide", [scripted, untold])
-@pytest.mark.parametrize("function", [swish, masked, by_positions])
+@pytest.mark.parametrize(
+    "function", [swish, masked, by_positions, last_asked_for, row_of_each, without_negatives, scattered_within, attending]
+)
 def test_what_leaves_rows_where_they_are_stays_fast_though_no_function_tells_of_it(function, hide):
     model = Between(hide(function))
     for inputs in (in_order(), out_of_order()):
@@ -100,16 +151,6 @@ def test_what_leaves_rows_where_they_are_stays_fast_though_no_function_tells_of_
 def sorted_if_needed(rows: Tensor, order: Tensor) -> Tensor:
     in_place = bool((order[1:] >= order[:-1]).all())
     return rows * 1.0 if in_place else rows[order]
-
-
-class Sorted(Routed):
-    """All tokens go to the first expert, in that order."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        tokens = inputs.reshape(-1, WIDTH)
-        order = (tokens[:, 0] > 0).long().argsort(stable=True)
-        done = self.experts[0](self.bring(tokens, order)).tanh()
-        return self.head(self.bring(done, order.argsort()).reshape(inputs.shape).mean(1))
 
 
 @pytest.mark.parametrize("hide", [scripted, untold])
@@ -139,3 +180,23 @@ def test_a_way_that_begins_later_is_looked_at_and_fast_from_its_first_step_on(hi
     model.function = lambda values: take(values, model.order)
     assert engine_met(model, in_order()) == "fast"
     assert one_sam_error(model, in_order(), LABELS) < 1e-12
+
+
+def turned_order(inputs: Tensor) -> Tensor:
+    """Return an order that turns all tokens round by as many as begin with a number above zero."""
+    ahead = (inputs.flatten(0, 1)[:, 0] > 0).long().sum()
+    return (torch.arange(len(inputs) * TOKENS) + ahead) % (len(inputs) * TOKENS)
+
+
+@pytest.mark.parametrize("hide", [scripted, untold])
+@pytest.mark.parametrize("bring", [rolled, cut, one_by_one])
+def test_numbers_that_are_read_off_tensors_there_are_part_of_the_way(bring, hide):
+    class Turned(Routed):
+        def forward(self, inputs: Tensor) -> Tensor:
+            order = turned_order(inputs)
+            done = self.experts[0](self.bring(inputs.flatten(0, 1), order)).tanh()
+            return self.head(self.bring(done, order.argsort()).reshape(inputs.shape).mean(1))
+
+    model = Turned(hide(bring))
+    for inputs in (-torch.rand(EXAMPLES, TOKENS, WIDTH), in_order(), torch.randn(EXAMPLES, TOKENS, WIDTH)):
+        assert one_sam_error(model, inputs, LABELS) < 1e-12

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from noisesam import methods
 from noisesam.errors import InputError
 from noisesam.gradients import decompose, mixed_point_gradient
 from noisesam.gradients.engine import engine_for
+from noisesam.gradients.module_state import ModuleState
 from noisesam.tracking import undisturbed
 
 WIDTH, WORDS = 4, 9
@@ -234,3 +236,26 @@ def test_a_workspace_that_both_passes_fill_is_refused_in_words_where_both_are_he
     assert relative_error(found, mean_term(example_terms(twin, inputs, labels, 0.3), "1-sam")) < 1e-12
     with pytest.raises(InputError, match=r"still needs.*\.clone\(\)"):
         mixed_point_gradient(model, inputs, labels, rho=0.3, jacobian_at="w", residual_at="perturbed")
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+def test_sparse_buffers_are_kept_and_a_model_that_has_one_runs(layout):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(WIDTH, 3)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls its compressed layouts a beta
+                self.register_buffer("edges", getattr(torch.eye(WIDTH).roll(1, 0), layout)())
+
+        def forward(self, x):
+            return self.head(torch.tanh((self.edges @ x.t()).t()))
+
+    torch.manual_seed(0)
+    model, x, y = Graph().double(), torch.randn(4, WIDTH, dtype=torch.float64), torch.arange(4) % 3
+    found = mixed_point_gradient(model, x, y, rho=0.3, jacobian_at="perturbed", residual_at="perturbed")
+    assert relative_error(found, mean_term(example_terms(model, x, y, 0.3), "1-sam")) < 1e-12
+    state = ModuleState(model)
+    assert state.changed() == []
+    model.edges = model.edges * 2
+    assert state.changed() == [model]

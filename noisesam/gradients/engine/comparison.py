@@ -65,9 +65,9 @@ def compare(engine: FastEngine, inputs: Inputs, twins: Twins, *, perturbed: bool
     except (UnsupportedParameterUse, *FAILURES) as error:
         # The model itself has just run: it is a row for every example that it does not take somewhere.
         return _broken_off(error, "with a row for every example")
-    heard, rewrites = loudness(point, gradient), point.tape.rewrites
+    heard, rewrites, trace = loudness(point, gradient), point.tape.rewrites, point.tape.trace
     if point.tape.sized_by_data:
-        return _different(point.tape.why_sized_by_data)
+        return _different(point.tape.why_sized_by_data, trace=trace)
     if not tells(point.logits):
         return None
     rounding = rounding_of(engine.parameters.values(), point.logits)
@@ -80,18 +80,18 @@ def compare(engine: FastEngine, inputs: Inputs, twins: Twins, *, perturbed: bool
         for name in engine.parameters:
             own = twin.norms.get(name, 0.0)
             if not abs(norms.get(name, 0.0) - own) <= rounding.allowed_difference(own, largest):
-                return _different(f"the gradient of {name!r} does not separate by example where it is used")
+                return _different(f"the gradient of {name!r} does not separate by example where it is used", trace=trace)
     unlike = _unlike_the_sum(gradient, twins, point.logits, rounding)
     if unlike:
-        return _different(f"the gradient of {unlike!r} does not separate by example where it is used")
+        return _different(f"the gradient of {unlike!r} does not separate by example where it is used", trace=trace)
     twins.total.clear()  # as large as the model: it goes before the perturbed weights come
     try:
         if perturbed and not _agrees_when_perturbed(engine, inputs, point, gradient, sorted(twins.of_rows)):
             return _different("its outputs at perturbed weights are not those that the examples have alone")
     except (UnsupportedParameterUse, *FAILURES) as error:
         return _broken_off(error, "at perturbed weights")
-    verdict = Verdict(True, guess=engine.guess, trace=point.tape.trace, rewrites=rewrites, unheard=point.tape.unheard)
-    return Comparison(verdict, heard)
+    verdict = Verdict(True, guess=engine.guess, trace=trace, rewrites=rewrites, unheard=point.tape.unheard)
+    return Comparison(verdict, heard, trace=trace)
 
 
 def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor, rounding: Rounding) -> str:
@@ -107,8 +107,8 @@ def _unlike_the_sum(gradient: PerExampleGradient, twins: Twins, logits: Tensor, 
     return ""
 
 
-def _different(reason: str, *, noticed: bool = False) -> Comparison:
-    return Comparison(Verdict(False, reason), {}, noticed)
+def _different(reason: str, *, noticed: bool = False, trace: int = 0) -> Comparison:
+    return Comparison(Verdict(False, reason), {}, noticed, trace)
 
 
 def _broken_off(error: Exception, where: str) -> Comparison:

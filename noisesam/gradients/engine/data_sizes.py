@@ -46,10 +46,15 @@ def sized_by_values(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], constants: FixedConstants, examples: int
 ) -> bool:
     """Whether values that are no constants of the model decide the size of the result, or which of its rows are whose."""
-    name = getattr(function, "__name__", "")
-    if name not in _ASKED:  # or it is named by torch's inside, where there are many
-        inside = isinstance(function, (OpOverload, OpOverloadPacket))
-        return inside and any(value not in constants and not value.is_floating_point() for value in tensors_in((args, kwargs)))
+    if isinstance(function, (OpOverload, OpOverloadPacket)):
+        called = _as_called(_name_of(function), args, constants)
+        if called is None:
+            return any(value not in constants and not value.is_floating_point() for value in tensors_in((args, kwargs)))
+        name, args = called
+    else:
+        name = getattr(function, "__name__", "")
+    if name not in _ASKED:
+        return False
     given = [*args, *kwargs.values()]
     if name == "__getitem__" or (name == "__setitem__" and isinstance(args[2], Tensor) and args[2].dim()):
         # A single whole number counts as the number that it is (`way`).
@@ -103,9 +108,34 @@ def dispatches(
     shape = result.shape
     if examples in shape[:2] or all(size % examples for size in shape):
         return False
-    if getattr(function, "__name__", "") in _STAY_IN_PLACE:
+    if _name_of(function) in _STAY_IN_PLACE:
         return False
     return any(not value.is_floating_point() and value.dim() > 1 and value not in constants for value in tensors)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Return the name of a function; of an operation of torch's inside that without its overload, of others' none."""
+    if not isinstance(function, (OpOverload, OpOverloadPacket)):
+        return getattr(function, "__name__", "")
+    packet = function.overloadpacket if isinstance(function, OpOverload) else function
+    return packet.__name__ if packet._qualified_op_name.startswith("aten::") else ""
+
+
+def _as_called(name: str, args: tuple[Any, ...], constants: FixedConstants) -> tuple[str, tuple[Any, ...]] | None:
+    """Return an operation of torch's inside as the function that people call, with its arguments; None where there is none."""
+    if name == "index":
+        # Nothing else tells of a single whole number here (`way`).
+        if any(index is not None and not index.dim() and index not in constants for index in args[1]):
+            return None
+        return "__getitem__", (args[0], tuple(slice(None) if index is None else index for index in args[1]))
+    if name in ("index_put", "index_put_") and not args[2].dim():
+        return "", args  # one number, wherever it is written
+    if name == "embedding":
+        return name, (args[1], args[0])
+    if name in ("masked_fill", "masked_fill_") or (name == "where" and len(args) == 3):
+        return "", args
+    known = name in _BY_INDEX or name in _INTO_INDEX or name in _ALONG or name in _INTO_ALONG
+    return (name, args) if known else None
 
 
 def _parts(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any, list[Tensor], list[Any]]:

@@ -38,6 +38,8 @@ class FastEngine(Engine):
         self.guess = guess
         self.constants_in_doubt = False
         """Whether a weight has met a constant of the model with as many rows as there were examples."""
+        self.sized_by_data = ""
+        """Why rows are not the examples' own wherever the data want them, of the last pass, also of one that broke off."""
         self.looks_for_unheard = False
         """Whether passes look at operations of which no function of torch tells."""
 
@@ -62,6 +64,7 @@ class FastEngine(Engine):
                 output = evaluate(self.model, inputs, under=Interception(tape))
         finally:
             self.constants_in_doubt |= tape.constants_in_doubt
+            self.sized_by_data = tape.why_sized_by_data
         tape.draws = start is not None and not start.holds()
         return TapedPoint(tape, output, self.parameters)
 

@@ -1,13 +1,14 @@
 """The example axis is proven, not assumed.
 
 A fast engine must know which axis of every intermediate tensor is the example. Before it is used on a model (and again for
-every new batch shape, train or eval state and set of trainable parameters) five things are checked on the batch at hand:
+every new batch shape, train or eval state and set of trainable parameters) six things are checked on the batch at hand:
 
 * output i does not depend on input j, for any two examples (`mixing`);
 * an example run alone gives the output it has in the batch;
 * its row of the batch has, by plain autograd, the per-parameter gradient norms that the engine finds for it;
 * the sum over all examples, each with a weight of its own, has the direction that plain autograd finds;
-* an example alone, with its own weights w + eps_i, has the output that the engine finds for it in the batch.
+* an example alone, with its own weights w + eps_i, has the output that the engine finds for it in the batch;
+* nor does the sum differ where the examples' data are exchanged among them (`other_data`).
 
 A use of a parameter whose gradient is next to nothing for these examples is compared for the example where it is largest, and
 where it is so for all of them (behind a scale that starts small) a step away. What is silent there, too, the verdict says.
@@ -34,6 +35,7 @@ from noisesam.gradients.engine.fast import FastEngine
 from noisesam.gradients.engine.first_pass import fill_tables
 from noisesam.gradients.engine.guess import Guess
 from noisesam.gradients.engine.mixing import refuse_mixing
+from noisesam.gradients.engine.other_data import differs_on_other_data
 from noisesam.gradients.engine.terms import WithoutDropout
 from noisesam.gradients.engine.twins import twins_of
 from noisesam.gradients.engine.unsupported import FAILURES, UnsupportedParameterUse
@@ -100,9 +102,9 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
                 break
         if found is None or not found.verdict.fast:
             return None if found is None else found.verdict
-        sized_by_data = _sized_by_data_among_more(engine, inputs)
-        if sized_by_data:
-            return Verdict(False, sized_by_data)
+        reason = _sized_by_data_among_more(engine, inputs) or differs_on_other_data(engine, inputs, found.verdict.trace)
+        if reason:
+            return Verdict(False, reason)
         return _compare_silent_uses(engine, inputs, found, compared)
 
 
@@ -114,16 +116,21 @@ def _sized_by_data_among_more(engine: FastEngine, inputs: Inputs) -> str:
     size = batch_size(inputs)
     if size == 1:
         return ""  # all rows are of one example
+    twice = take(inputs, torch.arange(size, device=tensors_in([inputs])[0].device).repeat(2))
     more = FastEngine(engine.model, engine.parameters, guess=engine.guess)
     more.looks_for_unheard = True
-    try:
-        with torch.no_grad(), modules_kept(engine.model):
-            rows = torch.arange(size, device=tensors_in([inputs])[0].device).repeat(2)
-            return more.at(take(inputs, rows)).tape.why_sized_by_data
-    except torch.OutOfMemoryError:
-        raise
-    except (UnsupportedParameterUse, *FAILURES):
-        return ""  # a model for batches of this size alone
+    for gradients in (False, True):  # one layer at a time is held where there are none; but a model may ask for them
+        broken_off = False
+        try:
+            with torch.set_grad_enabled(gradients), modules_kept(engine.model):
+                more.at(twice)
+        except torch.OutOfMemoryError:
+            raise
+        except (UnsupportedParameterUse, *FAILURES):
+            broken_off = True  # what was seen before holds
+        if not more.sized_by_data and not broken_off:
+            break
+    return more.sized_by_data
 
 
 def _compare_silent_uses(engine: FastEngine, inputs: Inputs, found: Comparison, rows: list[int]) -> Verdict:

@@ -56,11 +56,25 @@ def twins_of(engine: FastEngine, inputs: Inputs, alone: dict[int, Tensor]) -> Tw
     of_rows = {row: Twin(own, _norms_of_row(engine, output, row)) for row, own in alone.items()}
     if not output.requires_grad:
         return Twins(of_rows, {})
-    aligned = weights_of_rows(output).to(output.dtype).view(-1, *[1] * (output.dim() - 1))
-    cotangent = (fixed_cotangent(output) * aligned).detach()
+    cotangent = _weighted(output)
     found = named_plain_gradients(engine.parameters, output, cotangent, retain_graph=True)
     _refuse_reverse_pass_that_is_not_linear(engine, output, cotangent, found)
     return Twins(of_rows, {name: gradient for name, gradient in found.items() if gradient is not None})
+
+
+def total_alone(engine: FastEngine, inputs: Inputs) -> Twins:
+    """Return the sum of all rows, and nothing beside."""
+    output = evaluate(engine.model, inputs)
+    if not output.requires_grad:
+        return Twins({}, {})
+    found = named_plain_gradients(engine.parameters, output, _weighted(output))
+    return Twins({}, {name: gradient for name, gradient in found.items() if gradient is not None})
+
+
+def _weighted(output: Tensor) -> Tensor:
+    """Return the fixed direction, every row times its weight."""
+    aligned = weights_of_rows(output).to(output.dtype).view(-1, *[1] * (output.dim() - 1))
+    return (fixed_cotangent(output) * aligned).detach()
 
 
 def weights_of_rows(output: Tensor) -> Float[Tensor, " n"]:

@@ -45,6 +45,8 @@ class Unheard(TorchDispatchMode):
         tape.unheard = True
         with torch._C.DisableTorchFunction():  # it is of the model's inside, and no function that the model has called
             result = tape.constants.call(func, args, kwargs, tensors)
+        if isinstance(result, (bool, int, float)):
+            tape.way.read(result)
         if not tape.sized_by_data and _chooses(func, args, kwargs, result, tensors, tape):
             tape.sized_by_data = f"{func.overloadpacket.__name__!r}"
         return result

@@ -54,6 +54,8 @@ class Comparison:
     """By use, (n,): above 1 a wrong one would have been seen."""
     noticed: bool = False
     """Whether every step on this batch comes upon the reason by itself, and falls back."""
+    trace: int = 0
+    """What the model called on this batch, whatever the verdict."""
 
     def silent(self, parameters: Iterable[str], rows: Iterable[int], *, above: float = 1.0) -> set[Use]:
         """Return the uses that are quiet for all these examples; a parameter without any use counts as one."""

@@ -64,6 +64,10 @@ class Way:
         """Add what the model holds by which rows are chosen: tensors by their numbers, and those of their versions."""
         self.number = hash((self.number, *sorted(held)))
 
+    def read(self, number: bool | int | float) -> None:
+        """Add a number that the model has read off a tensor where no function tells what it does with it."""
+        self.number = hash((self.number, number))
+
     def made(self, function: Callable[..., Any], args: tuple[Any, ...], result: Any) -> None:
         """Remember what the call has returned; a copy is the same to the way: where nothing is to be done it is none."""
         if isinstance(result, Tensor):
