@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from noisesam.errors import InputError
 from noisesam.gradients.engine import recheck
+from noisesam.gradients.engine.other_data import _exchanged
 
 WIDTH = 6
 pytestmark = [
@@ -155,6 +156,30 @@ def test_a_model_that_mixes_examples_that_are_alike_is_refused_where_none_are():
 
     with pytest.raises(InputError, match="mixes the examples"):
         one_sam_error(Alike(), torch.randn(3, WIDTH), LABELS)
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_tokens_are_exchanged_among_examples_those_of_one_place_together(signs):
+    tokens = torch.arange(12).view(4, 3)
+    given = {
+        "tokens": tokens,
+        "mask": tokens > 3,
+        "vectors": tokens[..., None].double() + 1,
+        "lengths": torch.arange(4),
+        "kind": "x",
+    }
+    found = _exchanged(given, signs=signs)
+    rows = slice(0, 3 if signs else 4)
+    assert torch.equal(found["mask"], found["tokens"] > 3)
+    assert torch.equal(found["vectors"].abs()[rows, :, 0], found["tokens"][rows].double() + 1)
+    assert bool((found["vectors"] < 0).any()) == signs
+    assert found["kind"] == "x"
+    assert sorted(found["lengths"][rows].tolist()) == sorted(set(found["lengths"][rows].tolist()))
+    if signs:
+        assert all(torch.equal(found[name][3], found[name][0]) for name in ("tokens", "mask", "vectors", "lengths"))
+    else:
+        assert sorted(found["tokens"].flatten().tolist()) == list(range(12))
+        assert not torch.equal(found["tokens"].sort().values, tokens)  # from example to example, not within them alone
 
 
 def test_other_data_leave_no_trace_and_ordinary_models_fast():
