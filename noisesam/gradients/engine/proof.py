@@ -90,7 +90,7 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
         rows_of_batch = twins_of(engine, inputs, alone)
         _refuse_gradients_on_the_way(model)
         kept = bool(rows_of_batch.total)
-        found = None
+        failed = None
         for guess in Guess:
             if guess is Guess.EXAMPLES_IN_CONSTANTS and not engine.constants_in_doubt:
                 break
@@ -98,14 +98,15 @@ def prove(engine: FastEngine, inputs: Inputs, rows: Iterable[int] = ()) -> Verdi
             if kept and not rows_of_batch.total:
                 rows_of_batch = twins_of(engine, inputs, alone)
             found = compare(engine, inputs, rows_of_batch)
-            if found is None or found.verdict.fast:
-                break
-        if found is None or not found.verdict.fast:
-            return None if found is None else found.verdict
-        reason = _sized_by_data_among_more(engine, inputs) or differs_on_other_data(engine, inputs, found.verdict.trace)
-        if reason:
-            return Verdict(False, reason)
-        return _compare_silent_uses(engine, inputs, found, compared)
+            if found is None:
+                return None
+            reason = "" if found.verdict.fast else found.verdict.reason
+            reason = reason or _sized_by_data_among_more(engine, inputs)
+            reason = reason or differs_on_other_data(engine, inputs, found.verdict.trace)
+            if not reason:
+                return _compare_silent_uses(engine, inputs, found, compared)
+            failed = Verdict(False, reason)
+        return failed
 
 
 def _sized_by_data_among_more(engine: FastEngine, inputs: Inputs) -> str:
@@ -128,6 +129,8 @@ def _sized_by_data_among_more(engine: FastEngine, inputs: Inputs) -> str:
             raise
         except (UnsupportedParameterUse, *FAILURES):
             broken_off = True  # what was seen before holds
+        finally:
+            torch.clear_autocast_cache()  # a cast that was made without gradients would be met again with them
         if not more.sized_by_data and not broken_off:
             break
     return more.sized_by_data
@@ -193,6 +196,7 @@ def _compare_elsewhere(engine: FastEngine, inputs: Inputs, rows: list[int]) -> C
             size = float(whole_norm(parameter.detach())) / max(parameter.numel(), 1) ** 0.5
             step = torch.randn(parameter.shape, generator=generator, dtype=torch.float32) * (STEP * (max(size, whole) or 1.0))
             move(name, step.to(parameter))
+        torch.clear_autocast_cache()  # casts of the weights as they were
         return compare(engine, inputs, twins_of(engine, inputs, outputs_alone(engine, inputs, rows)))
 
 
