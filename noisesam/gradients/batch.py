@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -91,15 +91,20 @@ def batch_size(inputs: Inputs) -> int:
 
 def take(inputs: Inputs, rows: slice | Tensor) -> Inputs:
     """Return the inputs of some examples; what is not a tensor, or has no axis, belongs to all of them."""
+    return each_tensor(inputs, lambda value: value[rows] if value.dim() else value)
+
+
+def each_tensor(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """Return the inputs with `change` of every tensor in its place; all else stays."""
+
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) else value
+
     if isinstance(inputs, Tensor):
-        return inputs[rows]
+        return change(inputs)
     if isinstance(inputs, dict):
-        return {name: _take_one(value, rows) for name, value in inputs.items()}
-    return tuple(_take_one(value, rows) for value in inputs)
-
-
-def _take_one(value: Any, rows: slice | Tensor) -> Any:
-    return value[rows] if isinstance(value, Tensor) and value.dim() else value
+        return {name: changed(value) for name, value in inputs.items()}
+    return tuple(changed(value) for value in inputs)
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:

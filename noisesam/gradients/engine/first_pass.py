@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from noisesam.gradients.batch import Inputs, devices_of
+from noisesam.gradients.batch import Inputs, devices_of, each_tensor
 from noisesam.gradients.engine.unsupported import FAILURES
 from noisesam.gradients.module_state import ModuleState
 from noisesam.gradients.randomness import RandomState
@@ -26,12 +26,12 @@ def fill_tables(model: nn.Module, inputs: Inputs) -> None:
     filled: list[nn.Module] = []
     try:
         with torch.enable_grad():
-            evaluate(model, _copied(inputs))
+            evaluate(model, each_tensor(inputs, torch.clone))
             changed = before.changed()
             if changed:
                 between = ModuleState(model)
                 random_state.restore()
-                evaluate(model, _copied(inputs))
+                evaluate(model, each_tensor(inputs, torch.clone))
                 again = between.changed()
                 filled = [module for module in changed if not any(module is other for other in again)]
     except FAILURES:
@@ -40,12 +40,3 @@ def fill_tables(model: nn.Module, inputs: Inputs) -> None:
         before.restore(besides=filled)
         random_state.restore()
         numpy.random.set_state(of_numpy)  # noqa: NPY002
-
-
-def _copied(inputs: Inputs) -> Inputs:
-    """Return inputs that may be written to."""
-    if isinstance(inputs, Tensor):
-        return inputs.clone()
-    if isinstance(inputs, dict):
-        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)

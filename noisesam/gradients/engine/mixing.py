@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noisesam.errors import InputError
-from noisesam.gradients.batch import Inputs, batch_size, take
+from noisesam.gradients.batch import Inputs, batch_size, each_tensor, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.rounding import rounding_of
 from noisesam.gradients.engine.terms import as_drawn, close, finite, fixed_cotangent, tells
@@ -134,14 +133,10 @@ def _splits(examples: int) -> list[list[int]]:
 
 
 def _with_gradients(inputs: Inputs, leaves: list[Tensor]) -> Inputs:
-    def leaf(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
-            leaves.append(value.detach().clone().requires_grad_())
-            return leaves[-1]
-        return value
+    def leaf(value: Tensor) -> Tensor:
+        if not (value.is_floating_point() and value.dim()):
+            return value
+        leaves.append(value.detach().clone().requires_grad_())
+        return leaves[-1]
 
-    if isinstance(inputs, Tensor):
-        return leaf(inputs)
-    if isinstance(inputs, dict):
-        return {name: leaf(value) for name, value in inputs.items()}
-    return tuple(leaf(value) for value in inputs)
+    return each_tensor(inputs, leaf)

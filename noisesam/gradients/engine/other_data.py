@@ -9,12 +9,11 @@ another way is proven when it is gone.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from noisesam.gradients.batch import Inputs, batch_size, devices_of, take
+from noisesam.gradients.batch import Inputs, batch_size, devices_of, each_tensor, take
 from noisesam.gradients.engine.arguments import tensors_in
 from noisesam.gradients.engine.comparison import compare
 from noisesam.gradients.engine.fast import FastEngine
@@ -74,8 +73,8 @@ def _exchanged(inputs: Inputs, *, signs: bool) -> Inputs:
     generator, orders = torch.Generator().manual_seed(0), dict[int, Tensor]()
     size = batch_size(inputs)
 
-    def exchange(value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != size:
+    def exchange(value: Tensor) -> Tensor:
+        if value.dim() == 0 or len(value) != size:
             return value
         tokens = value.shape[1] if value.dim() > 1 else 1
         if tokens not in orders:
@@ -89,8 +88,4 @@ def _exchanged(inputs: Inputs, *, signs: bool) -> Inputs:
             found[-1] = found[0]
         return found
 
-    if isinstance(inputs, Tensor):
-        return exchange(inputs)
-    if isinstance(inputs, dict):
-        return {name: exchange(value) for name, value in inputs.items()}
-    return tuple(exchange(value) for value in inputs)
+    return each_tensor(inputs, exchange)
