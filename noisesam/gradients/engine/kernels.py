@@ -19,6 +19,7 @@ from torch.nn.functional import fold
 
 from noisesam.gradients.engine.patches import Geometry, written_patches
 from noisesam.gradients.engine.strided import pull_back_by_phases
+from noisesam.gradients.engine.torch_rounding import torch_rounding
 from noisesam.gradients.factors import Dense
 from noisesam.gradients.memory_order import channels_last, order_of
 
@@ -97,7 +98,7 @@ def prefers_patch_products(dy: Tensor, weight: Tensor, geometry: Geometry, *, pe
 
 def quicker_in_planes(images: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """Whether a convolution gains by writing out images whose channels lie last, few pixels each, channel by channel."""
-    if images.dtype != torch.float32 or images.device.type != "cpu" or not channels_last(images):
+    if images.dtype != torch.float32 or images.device.type != "cpu" or not channels_last(images) or torch_rounding():
         return False
     if geometry.pointwise or geometry.groups != 1 or weight.numel() < LARGE_KERNEL or len(images) < SOME_IMAGES:
         return False

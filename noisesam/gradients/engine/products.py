@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from noisesam.gradients.engine.torch_rounding import torch_rounding
+
 WORTH_THE_CALL = 2**21
 """Multiplications from which oneDNN's longer call is made up for."""
 WORTH_THE_CALL_BESIDE_MKL = 2**26
@@ -79,6 +81,7 @@ def _large(x: Tensor, outputs: int) -> bool:
         and x.numel() * outputs >= WORTH_THE_CALL
         and torch.backends.mkldnn.enabled  # pyright: ignore[reportGeneralTypeIssues]
         and _quicker()
+        and not torch_rounding()
     )
 
 
