@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,18 +46,29 @@ def is_finite(outcome: Outcome) -> bool:
     It is asked once at the end of a step: on a GPU every answer waits until all that was asked before has been computed.
     """
     device = outcome.losses.device
-    numbers = [_evaluated_losses(outcome), *outcome.further_losses, *outcome.further_numbers, *_largest(outcome)]
-    return bool(torch.cat([values.detach().reshape(-1).to(device) for values in numbers]).isfinite().all())
-
-
-def _largest(outcome: Outcome) -> list[Tensor]:
-    """Return the largest entry of every parameter's gradient, which is not finite if any is not; one function finds all."""
+    numbers = [_evaluated_losses(outcome), *outcome.further_losses, *outcome.further_numbers]
     gradients = [values.coalesce().values() if values.is_sparse else values for values in outcome.gradient.values()]
     gradients = [values for values in gradients if values.numel()]
-    if not gradients:
-        return []
-    largest = torch._foreach_norm(gradients, math.inf)  # pyright: ignore[reportPrivateImportUsage]
-    return [torch.stack([one for one in largest if one.dtype == kind]) for kind in {one.dtype for one in largest}]
+    # A finite sum is one of finite numbers, and on a CPU found 20 times as fast; of finite numbers the sum may be infinite.
+    tellers = (_sums, _largest) if device.type == "cpu" else (_largest,)
+    return any(_are_finite([*numbers, *_by_dtype(teller(gradients))], device) for teller in tellers)
+
+
+def _sums(gradients: list[Tensor]) -> Sequence[Tensor]:
+    return [values.sum() for values in gradients]
+
+
+def _largest(gradients: list[Tensor]) -> Sequence[Tensor]:
+    """Return the largest entry of each; one function finds all, which on a GPU are so many launches less."""
+    return torch._foreach_norm(gradients, math.inf) if gradients else ()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _by_dtype(numbers: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.stack([one for one in numbers if one.dtype == kind]) for kind in {one.dtype for one in numbers}]
+
+
+def _are_finite(numbers: Sequence[Tensor], device: torch.device) -> bool:
+    return bool(torch.cat([values.detach().reshape(-1).to(device) for values in numbers]).isfinite().all())
 
 
 def _evaluated_losses(outcome: Outcome) -> Tensor:
